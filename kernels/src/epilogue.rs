@@ -1,0 +1,387 @@
+//! What the products of a network do with their sums.
+//!
+//! An [`Epilogue`] names the operands; each kind has its kernel below, compiled for every instruction set and activation. Operands have
+//! the orientation of the product; for a product with the roles of its factors swapped they are transposed (a view, not a copy).
+
+use crate::activation::{Activate, Activation, Visit};
+use crate::optimizer::Descent;
+use crate::product::{Apply, Finish};
+use crate::strided::{Input, Output};
+use crate::vector::{Real, Vector};
+
+/// What a product does with its sums, and the operands that it does it to; all have the shape of the product.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a, T> {
+    /// `out ← scale·sum`, whatever was there before.
+    Store {
+        /// Never read.
+        out: Output<'a, T>,
+        /// Multiplies every sum.
+        scale: T,
+    },
+    /// `out ← out + scale·sum`.
+    Accumulate {
+        /// Read once, written once.
+        out: Output<'a, T>,
+        /// Multiplies every sum.
+        scale: T,
+    },
+    /// Bottom-up drive of a layer: `a ← sum + b`.
+    Drive {
+        /// `a`; never read.
+        drive: Output<'a, T>,
+        /// `b`, repeated for every sample; zeros for a layer without biases.
+        bias: Input<'a, T>,
+    },
+    /// Forward pass: `a ← sum + b`, `mean ← f(a)`.
+    Forward {
+        /// `a`; never read.
+        drive: Output<'a, T>,
+        /// `b`.
+        bias: Input<'a, T>,
+        /// `f(a)`; never read.
+        mean: Output<'a, T>,
+        /// `f`.
+        activation: Activation,
+    },
+    /// Relaxation of a layer (Høier & Zach 2024): with `v` the sum,
+    ///
+    /// ```text
+    /// s⁺ = f(a + c⁺v)    diff ← s⁺ − s⁻
+    /// s⁻ = f(a + c⁻v)    mean ← α s⁺ + (1−α) s⁻
+    /// ```
+    ///
+    /// With damping `λ` the arguments are averaged with the old compartments, `p± = (a + c±v + λs±)/(1+λ)`.
+    ///
+    /// `diff` is accurate relative to `v` however small it is against `a`: it comes from `q = (c⁺−c⁻)v`, not from a subtraction. The
+    /// mean starts from the compartment with the larger weight, so that α of 0 or 1 gives that compartment to the bit.
+    Dyad {
+        /// `a`.
+        drive: Input<'a, T>,
+        /// Read only with damping.
+        mean: Output<'a, T>,
+        /// Read only with damping.
+        diff: Output<'a, T>,
+        /// `c⁺`, `c⁻`, `α`.
+        nudge: Nudge<T>,
+        /// `λ`.
+        damping: Option<f64>,
+        /// `f`.
+        activation: Activation,
+    },
+    /// Back-propagation through a layer: `diff ← f'(a)·sum`.
+    Derivative {
+        /// `a`.
+        drive: Input<'a, T>,
+        /// Never read.
+        diff: Output<'a, T>,
+        /// `f`.
+        activation: Activation,
+    },
+    /// A step of an optimizer: the sum is the gradient up to a factor.
+    Update(Descent<'a, T>),
+}
+
+impl<T: Real> Epilogue<'_, T> {
+    /// The same for the transposed product: rows of the operands become columns.
+    pub fn transposed(mut self) -> Self {
+        match &mut self {
+            Epilogue::Store { out, .. } | Epilogue::Accumulate { out, .. } => *out = out.transpose(),
+            Epilogue::Drive { drive, bias } => (*drive, *bias) = (drive.transpose(), bias.transpose()),
+            Epilogue::Forward { drive, bias, mean, .. } => {
+                (*drive, *bias, *mean) = (drive.transpose(), bias.transpose(), mean.transpose());
+            }
+            Epilogue::Dyad { drive, mean, diff, .. } => {
+                (*drive, *mean, *diff) = (drive.transpose(), mean.transpose(), diff.transpose());
+            }
+            Epilogue::Derivative { drive, diff, .. } => (*drive, *diff) = (drive.transpose(), diff.transpose()),
+            Epilogue::Update(descent) => *descent = descent.transposed(),
+        }
+        self
+    }
+
+    /// Hands the compiled form to `run`.
+    pub(crate) fn with(self, run: &mut dyn FnMut(&dyn Finish<T>)) {
+        match self {
+            Epilogue::Store { out, scale } => run(&Store { out, scale }),
+            Epilogue::Accumulate { out, scale } => run(&Accumulate { out, scale }),
+            Epilogue::Drive { drive, bias } => run(&Drive { drive, bias }),
+            Epilogue::Update(descent) => descent.with(run),
+            Epilogue::Forward { activation, .. } | Epilogue::Dyad { activation, .. } | Epilogue::Derivative { activation, .. } => {
+                activation.visit(Activated { epilogue: self, run });
+            }
+        }
+    }
+}
+
+/// An epilogue with an activation, whose type comes with the visit.
+struct Activated<'a, 'r, T: Real> {
+    epilogue: Epilogue<'a, T>,
+    run: &'r mut dyn FnMut(&dyn Finish<T>),
+}
+
+impl<T: Real> Visit for Activated<'_, '_, T> {
+    type Output = ();
+
+    fn visit<A: Activate>(self, activation: A) {
+        let c = |x: f64| T::from_f64(x);
+        match self.epilogue {
+            Epilogue::Forward { drive, bias, mean, .. } => {
+                (self.run)(&Forward { drive: Drive { drive, bias }, mean, activation });
+            }
+            Epilogue::Dyad { drive, mean, diff, nudge, damping, .. } => {
+                let dyad = Dyad { drive, mean, diff, nudge, activation };
+                match damping {
+                    None => (self.run)(&dyad),
+                    Some(lambda) => {
+                        (self.run)(&DampedDyad { dyad, fresh: c(1.0 / (1.0 + lambda)), kept: c(lambda / (1.0 + lambda)) });
+                    }
+                }
+            }
+            Epilogue::Derivative { drive, diff, .. } => (self.run)(&Derivative { drive, diff, activation }),
+            _ => unreachable!("the other epilogues have no activation"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Store<'a, T> {
+    out: Output<'a, T>,
+    scale: T,
+}
+
+// SAFETY: `apply` touches (row, col..col + live) of `out`, which has the shape of the product.
+unsafe impl<T: Real> Apply<T> for Store<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.out.shape() == (rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.out.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul(simd.splat(self.scale), sums)) };
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Accumulate<'a, T> {
+    out: Output<'a, T>,
+    scale: T,
+}
+
+// SAFETY: as for `Store`.
+unsafe impl<T: Real> Apply<T> for Accumulate<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.out.shape() == (rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.out.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let old = unsafe { self.out.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: contract of `apply`.
+        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul_add(simd.splat(self.scale), sums, old)) };
+    }
+}
+
+/// The drive is never −0 afterwards, so that a layer nudged by nothing has the bits of one that is not nudged.
+#[derive(Clone, Copy, Debug)]
+struct Drive<'a, T> {
+    drive: Output<'a, T>,
+    bias: Input<'a, T>,
+}
+
+impl<T: Real> Drive<'_, T> {
+    #[inline(always)]
+    unsafe fn store<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
+        // SAFETY: passed on.
+        let bias = unsafe { self.bias.load::<S, UNIT>(simd, row, col, live) };
+        let drive = simd.add(simd.add(sums, bias), simd.splat(T::ZERO));
+        // SAFETY: passed on.
+        unsafe { self.drive.store::<S, UNIT>(simd, row, col, live, drive) };
+        drive
+    }
+}
+
+// SAFETY: as for `Store`, and `bias` has the shape of the product.
+unsafe impl<T: Real> Apply<T> for Drive<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.drive.shape() == (rows, cols) && self.bias.shape() == (rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.drive.is_unit() && self.bias.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        unsafe { self.store::<S, UNIT>(simd, sums, row, col, live) };
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Forward<'a, T, A> {
+    drive: Drive<'a, T>,
+    mean: Output<'a, T>,
+    activation: A,
+}
+
+// SAFETY: as for `Drive`, and `mean` has the shape of the product.
+unsafe impl<T: Real, A: Activate> Apply<T> for Forward<'_, T, A> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.drive.fits(rows, cols) && self.mean.shape() == (rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.drive.is_unit() && self.mean.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let drive = unsafe { self.drive.store::<S, UNIT>(simd, sums, row, col, live) };
+        // SAFETY: contract of `apply`.
+        unsafe { self.mean.store::<S, UNIT>(simd, row, col, live, self.activation.value::<T, S>(simd, drive)) };
+    }
+}
+
+/// The nudges of a dyad, and how its mean weighs the two compartments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Nudge<T> {
+    /// `c⁺`: what the upper compartment adds of the feedback.
+    pub up: T,
+    /// `c⁻`.
+    pub down: T,
+    /// `c⁺ − c⁻`, exactly.
+    pub gain: T,
+    /// `α`, the weight of the upper compartment in the mean.
+    pub alpha: T,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Dyad<'a, T, A> {
+    drive: Input<'a, T>,
+    mean: Output<'a, T>,
+    diff: Output<'a, T>,
+    nudge: Nudge<T>,
+    activation: A,
+}
+
+impl<T: Real> Nudge<T> {
+    /// Mean and difference of the compartments with arguments `hi` and `lo`, `q` apart.
+    #[inline(always)]
+    fn settle<S: Vector<T>, A: Activate>(&self, simd: S, activation: A, hi: S::V, lo: S::V, q: S::V) -> (S::V, S::V) {
+        let pair = activation.pair::<T, S>(simd, hi, lo, q);
+        let mean = if self.alpha.to_f64() >= 0.5 {
+            simd.neg_mul_add(simd.splat(T::ONE - self.alpha), pair.rise, pair.hi)
+        } else {
+            simd.mul_add(simd.splat(self.alpha), pair.rise, pair.lo)
+        };
+        (mean, pair.rise)
+    }
+}
+
+// SAFETY: `apply` touches (row, col..col + live) of operands that have the shape of the product.
+unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        [self.drive.shape(), self.mean.shape(), self.diff.shape()] == [(rows, cols); 3]
+    }
+
+    fn is_unit(&self) -> bool {
+        self.drive.is_unit() && self.mean.is_unit() && self.diff.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let drive = unsafe { self.drive.load::<S, UNIT>(simd, row, col, live) };
+        let hi = simd.mul_add(simd.splat(self.nudge.up), sums, drive);
+        let lo = simd.mul_add(simd.splat(self.nudge.down), sums, drive);
+        let q = simd.mul(simd.splat(self.nudge.gain), sums);
+        let (mean, diff) = self.nudge.settle(simd, self.activation, hi, lo, q);
+        // SAFETY: contract of `apply`.
+        unsafe { self.mean.store::<S, UNIT>(simd, row, col, live, mean) };
+        // SAFETY: contract of `apply`.
+        unsafe { self.diff.store::<S, UNIT>(simd, row, col, live, diff) };
+    }
+}
+
+/// With the old compartments `s⁺ = mean + (1−α)diff` and `s⁻ = mean − α diff`.
+#[derive(Clone, Copy, Debug)]
+struct DampedDyad<'a, T, A> {
+    /// The layer; `mean` and `diff` are read before they are written.
+    dyad: Dyad<'a, T, A>,
+    /// `1/(1+λ)`.
+    fresh: T,
+    /// `λ/(1+λ)`.
+    kept: T,
+}
+
+// SAFETY: as for `Dyad`.
+unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.dyad.fits(rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.dyad.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        let Dyad { drive, mean, diff, nudge, activation } = self.dyad;
+        // SAFETY: contract of `apply`.
+        let a = unsafe { drive.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: contract of `apply`.
+        let old_mean = unsafe { mean.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: contract of `apply`.
+        let old_diff = unsafe { diff.load::<S, UNIT>(simd, row, col, live) };
+        let (fresh, kept) = (simd.splat(self.fresh), simd.splat(self.kept));
+        let upper = simd.mul_add(simd.splat(T::ONE - nudge.alpha), old_diff, old_mean);
+        let lower = simd.neg_mul_add(simd.splat(nudge.alpha), old_diff, old_mean);
+        let hi = simd.mul_add(fresh, simd.mul_add(simd.splat(nudge.up), sums, a), simd.mul(kept, upper));
+        let lo = simd.mul_add(fresh, simd.mul_add(simd.splat(nudge.down), sums, a), simd.mul(kept, lower));
+        let q = simd.mul_add(fresh, simd.mul(simd.splat(nudge.gain), sums), simd.mul(kept, old_diff));
+        let (new_mean, new_diff) = nudge.settle(simd, activation, hi, lo, q);
+        // SAFETY: contract of `apply`.
+        unsafe { mean.store::<S, UNIT>(simd, row, col, live, new_mean) };
+        // SAFETY: contract of `apply`.
+        unsafe { diff.store::<S, UNIT>(simd, row, col, live, new_diff) };
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Derivative<'a, T, A> {
+    drive: Input<'a, T>,
+    diff: Output<'a, T>,
+    activation: A,
+}
+
+// SAFETY: as for `Dyad`.
+unsafe impl<T: Real, A: Activate> Apply<T> for Derivative<'_, T, A> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        [self.drive.shape(), self.diff.shape()] == [(rows, cols); 2]
+    }
+
+    fn is_unit(&self) -> bool {
+        self.drive.is_unit() && self.diff.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let drive = unsafe { self.drive.load::<S, UNIT>(simd, row, col, live) };
+        let slope = self.activation.derivative::<T, S>(simd, drive);
+        // SAFETY: contract of `apply`.
+        unsafe { self.diff.store::<S, UNIT>(simd, row, col, live, simd.mul(slope, sums)) };
+    }
+}

@@ -1,0 +1,267 @@
+//! Weight updates: a product whose epilogue is the optimizer, so that the gradient never goes to memory.
+
+use faer::MatMut;
+
+use crate::product::{Apply, Finish};
+use crate::strided::Output;
+use crate::vector::{Real, Vector};
+
+/// How weights follow their gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Optimizer {
+    /// `w ← w − η g`.
+    Sgd,
+    /// Heavy ball: `m ← μ m + g`, `w ← w − η m`.
+    Momentum {
+        /// `μ`.
+        mu: f64,
+    },
+    /// Adam (Kingma & Ba 2015): `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `w ← w − η m̂/(√v̂ + ε)` with `m̂ = m/(1−β₁ᵗ)`,
+    /// `v̂ = v/(1−β₂ᵗ)`.
+    Adam {
+        /// `β₁`.
+        beta1: f64,
+        /// `β₂`.
+        beta2: f64,
+        /// `ε`.
+        epsilon: f64,
+    },
+}
+
+/// How weights are pulled to zero.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Decay {
+    /// Not at all.
+    None,
+    /// `g ← g + λ w` before the optimizer.
+    Coupled(f64),
+    /// `w ← (1 − ηλ)w − …` beside the optimizer.
+    Decoupled(f64),
+}
+
+/// One step of an optimizer: everything but the operands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The rule.
+    pub optimizer: Optimizer,
+    /// The pull to zero.
+    pub decay: Decay,
+    /// `η`.
+    pub learning_rate: f64,
+    /// `t`: 1 at the first step.
+    pub step: u64,
+    /// What turns the sum of outer products into the gradient.
+    pub scale: f64,
+}
+
+impl Optimizer {
+    /// Adam with the usual β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
+    pub const ADAM: Self = Self::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    /// Heavy ball with μ = 0.9.
+    pub const MOMENTUM: Self = Self::Momentum { mu: 0.9 };
+
+    /// Matrices of state beside the weights: 0, 1 or 2, zero before the first step.
+    pub fn moments(&self) -> usize {
+        match self {
+            Self::Sgd => 0,
+            Self::Momentum { .. } => 1,
+            Self::Adam { .. } => 2,
+        }
+    }
+}
+
+/// Weights on their way down the gradient: the operands of [`Epilogue::Update`](crate::epilogue::Epilogue::Update).
+///
+/// The sums of the product times [`Update::scale`] are the gradient. The optimizer adds a fixed sequence of at most 12 rounded
+/// operations; square root and division are exact IEEE operations, the powers `β^t` products in f64: the same bits everywhere. Each
+/// weight and moment is read and written once: `8·(1 + moments)` bytes a weight in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Descent<'a, T> {
+    weights: Output<'a, T>,
+    moments: [Option<Output<'a, T>>; 2],
+    update: Update,
+}
+
+impl<'a, T: Real> Descent<'a, T> {
+    /// `weights`, and as many matrices of state as the optimizer keeps, of the same shape.
+    ///
+    /// # Panics
+    /// If `moments` has another number of matrices than [`Optimizer::moments`].
+    pub fn new(weights: MatMut<'a, T>, moments: impl IntoIterator<Item = MatMut<'a, T>>, update: Update) -> Self {
+        let mut moments = moments.into_iter().map(Output::new);
+        let kept = [moments.next(), moments.next()];
+        let count = kept.iter().flatten().count() + moments.count();
+        assert_eq!(count, update.optimizer.moments(), "the optimizer keeps another number of moments");
+        Self { weights: Output::new(weights), moments: kept, update }
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        let moments = self.moments.map(|moment| moment.map(Output::transpose));
+        Self { weights: self.weights.transpose(), moments, ..self }
+    }
+
+    /// Hands the compiled form to `run`.
+    pub(crate) fn with(self, run: &mut dyn FnMut(&dyn Finish<T>)) {
+        let c = |x: f64| T::from_f64(x);
+        let Update { optimizer, decay, learning_rate: rate, step: t, scale } = self.update;
+        let (pull, keep) = match decay {
+            Decay::None => (0.0, 1.0),
+            Decay::Coupled(lambda) => (lambda, 1.0),
+            Decay::Decoupled(lambda) => (0.0, 1.0 - rate * lambda),
+        };
+        let step = Step { weights: self.weights, scale: c(scale), pull: c(pull), keep: c(keep), rate: c(rate) };
+        match (optimizer, self.moments) {
+            (Optimizer::Sgd, _) => run(&step),
+            (Optimizer::Momentum { mu }, [Some(momentum), _]) => run(&HeavyBall { step, momentum, mu: c(mu) }),
+            (Optimizer::Adam { beta1, beta2, epsilon }, [Some(first), Some(second)]) => {
+                let correction = (1.0 - power(beta2, t)).sqrt();
+                let rate = c(rate * correction / (1.0 - power(beta1, t)));
+                run(&AdamStep {
+                    step: Step { rate, ..step },
+                    first,
+                    second,
+                    beta1: c(beta1),
+                    beta2: c(beta2),
+                    rest1: c(1.0 - beta1),
+                    rest2: c(1.0 - beta2),
+                    epsilon: c(epsilon * correction),
+                });
+            }
+            _ => unreachable!("`new` has counted the moments"),
+        }
+    }
+}
+
+/// `bⁿ` by squaring: products only, so the bits depend on no library.
+fn power(mut b: f64, mut n: u64) -> f64 {
+    let mut result = 1.0;
+    while n > 0 {
+        if n & 1 == 1 {
+            result *= b;
+        }
+        b *= b;
+        n >>= 1;
+    }
+    result
+}
+
+/// Gradient descent, and the part of it that the other optimizers share.
+#[derive(Clone, Copy)]
+struct Step<'a, T> {
+    weights: Output<'a, T>,
+    scale: T,
+    pull: T,
+    keep: T,
+    rate: T,
+}
+
+impl<T: Real> Step<'_, T> {
+    /// Gradient with coupled decay.
+    #[inline(always)]
+    fn gradient<S: Vector<T>>(&self, simd: S, sums: S::V, w: S::V) -> S::V {
+        simd.mul_add(simd.splat(self.pull), w, simd.mul(simd.splat(self.scale), sums))
+    }
+
+    /// `keep·w − rate·direction`.
+    #[inline(always)]
+    fn descend<S: Vector<T>>(&self, simd: S, w: S::V, direction: S::V) -> S::V {
+        simd.neg_mul_add(simd.splat(self.rate), direction, simd.mul(simd.splat(self.keep), w))
+    }
+}
+
+// SAFETY: `apply` touches (row, col..col + live) of `weights`, which has the shape of the product.
+unsafe impl<T: Real> Apply<T> for Step<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.weights.shape() == (rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.weights.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let w = unsafe { self.weights.load::<S, UNIT>(simd, row, col, live) };
+        let new = self.descend(simd, w, self.gradient(simd, sums, w));
+        // SAFETY: contract of `apply`.
+        unsafe { self.weights.store::<S, UNIT>(simd, row, col, live, new) };
+    }
+}
+
+#[derive(Clone, Copy)]
+struct HeavyBall<'a, T> {
+    step: Step<'a, T>,
+    momentum: Output<'a, T>,
+    mu: T,
+}
+
+// SAFETY: as for `Step`; `momentum` has the same shape.
+unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.step.fits(rows, cols) && self.momentum.shape() == (rows, cols)
+    }
+
+    fn is_unit(&self) -> bool {
+        self.step.is_unit() && self.momentum.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: contract of `apply`.
+        let m = unsafe { self.momentum.load::<S, UNIT>(simd, row, col, live) };
+        let m = simd.mul_add(simd.splat(self.mu), m, self.step.gradient(simd, sums, w));
+        // SAFETY: contract of `apply`.
+        unsafe { self.momentum.store::<S, UNIT>(simd, row, col, live, m) };
+        // SAFETY: contract of `apply`.
+        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, self.step.descend(simd, w, m)) };
+    }
+}
+
+/// Bias corrections are folded into the rate and ε: `η m̂/(√v̂ + ε) = η' m/(√v + ε')`.
+#[derive(Clone, Copy)]
+struct AdamStep<'a, T> {
+    step: Step<'a, T>,
+    first: Output<'a, T>,
+    second: Output<'a, T>,
+    beta1: T,
+    beta2: T,
+    rest1: T,
+    rest2: T,
+    epsilon: T,
+}
+
+// SAFETY: as for `Step`; the moments have the same shape.
+unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.step.fits(rows, cols) && [self.first.shape(), self.second.shape()] == [(rows, cols); 2]
+    }
+
+    fn is_unit(&self) -> bool {
+        self.step.is_unit() && self.first.is_unit() && self.second.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: contract of `apply`.
+        let m = unsafe { self.first.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: contract of `apply`.
+        let v = unsafe { self.second.load::<S, UNIT>(simd, row, col, live) };
+        let g = self.step.gradient(simd, sums, w);
+        let m = simd.mul_add(simd.splat(self.beta1), m, simd.mul(simd.splat(self.rest1), g));
+        let v = simd.mul_add(simd.splat(self.beta2), v, simd.mul(simd.mul(simd.splat(self.rest2), g), g));
+        let direction = simd.div(m, simd.add(simd.sqrt(v), simd.splat(self.epsilon)));
+        // SAFETY: contract of `apply`.
+        unsafe { self.first.store::<S, UNIT>(simd, row, col, live, m) };
+        // SAFETY: contract of `apply`.
+        unsafe { self.second.store::<S, UNIT>(simd, row, col, live, v) };
+        // SAFETY: contract of `apply`.
+        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, self.step.descend(simd, w, direction)) };
+    }
+}

@@ -1,0 +1,186 @@
+//! Packed operands: bands of MR rows and panels of NV vectors, each contiguous along the depth.
+
+use faer::MatRef;
+
+use crate::arch::{self, SQUARE};
+use crate::buffer::Buffer;
+use crate::isa::{Isa, Kernel};
+use crate::strided::Input;
+use crate::vector::{Real, Vector};
+
+/// The left operand of a product (`m × depth`) in bands of MR rows: element `(i, p)` is at `(i / MR)·depth·MR + p·MR + i mod MR`.
+#[derive(Clone, Debug, Default)]
+pub struct Bands<T> {
+    data: Buffer<T>,
+    rows: usize,
+    depth: usize,
+    height: usize,
+}
+
+impl<T: Real> Bands<T> {
+    /// Nothing packed yet.
+    pub fn new() -> Self {
+        Self { data: Buffer::default(), rows: 0, depth: 0, height: 1 }
+    }
+
+    /// Copies `view`. Allocates only if no earlier operand was as large.
+    pub fn pack(&mut self, isa: Isa, view: MatRef<'_, T>) {
+        let (rows, depth) = (view.nrows(), view.ncols());
+        let height = isa.tile().0;
+        (self.rows, self.depth, self.height) = (rows, depth, height);
+        if rows == 0 || depth == 0 {
+            return;
+        }
+        self.data.reserve(rows.div_ceil(height) * height * depth);
+        pack_blocks(isa, self.data.as_mut_slice(), height, 1, view.transpose());
+    }
+
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.depth)
+    }
+
+    pub(crate) fn height(&self) -> usize {
+        self.height
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        self.data.as_slice()
+    }
+}
+
+/// The right operand of a product (`depth × n`) in panels of NR = NV·LANES columns: element `(p, j)` is at
+/// `(j / NR)·depth·NR + p·NR + j mod NR`.
+///
+/// Columns past the last are zero to the end of their vector.
+#[derive(Clone, Debug, Default)]
+pub struct Panels<T> {
+    data: Buffer<T>,
+    depth: usize,
+    cols: usize,
+    width: usize,
+}
+
+impl<T: Real> Panels<T> {
+    /// Nothing packed yet.
+    pub fn new() -> Self {
+        Self { data: Buffer::default(), depth: 0, cols: 0, width: 1 }
+    }
+
+    /// Copies `view`. Allocates only if no earlier operand was as large.
+    pub fn pack(&mut self, isa: Isa, view: MatRef<'_, T>) {
+        let (depth, cols) = (view.nrows(), view.ncols());
+        let width = panel_width::<T>(isa);
+        (self.depth, self.cols, self.width) = (depth, cols, width);
+        if depth == 0 || cols == 0 {
+            return;
+        }
+        self.data.reserve(cols.div_ceil(width) * width * depth);
+        pack_blocks(isa, self.data.as_mut_slice(), width, isa.lanes::<T>(), view);
+    }
+
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.depth, self.cols)
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        self.data.as_slice()
+    }
+}
+
+/// NR: columns of a panel.
+pub(crate) fn panel_width<T: Real>(isa: Isa) -> usize {
+    isa.tile().1 * isa.lanes::<T>()
+}
+
+/// Copies `view` (`depth × n`) into blocks of `width` columns, each contiguous along the depth; behind the last column come zeros up to
+/// a multiple of `lanes`, and then whatever was there.
+pub(crate) fn pack_blocks<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, view: MatRef<'_, T>) {
+    (T::kernels().pack)(isa, to, width, lanes, view);
+}
+
+pub(crate) fn run<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, view: MatRef<'_, T>) {
+    let (depth, cols) = (view.nrows(), view.ncols());
+    assert!(to.len() >= cols.div_ceil(width) * width * depth, "room for whole blocks");
+    if view.row_stride() == 1 && view.col_stride() != 1 {
+        pack_transposed(isa, to, width, lanes, view);
+    } else {
+        isa.run::<T, _>(Copied { to, width, lanes, view });
+    }
+}
+
+struct Copied<'a, T> {
+    to: &'a mut [T],
+    width: usize,
+    lanes: usize,
+    view: MatRef<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for Copied<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        if self.view.col_stride() == 1 { self.rows::<S, true>(simd) } else { self.rows::<S, false>(simd) }
+    }
+}
+
+impl<T: Real> Copied<'_, T> {
+    #[inline(always)]
+    fn rows<S: Vector<T>, const UNIT: bool>(self, simd: S) {
+        let (depth, cols) = (self.view.nrows(), self.view.ncols());
+        let from = Input::new(self.view);
+        // Eight rows at a time: few enough cache lines, whatever the strides, that none evicts another.
+        for p0 in (0..depth).step_by(SQUARE) {
+            let deep = SQUARE.min(depth - p0);
+            for j0 in (0..cols).step_by(self.width) {
+                let wide = self.width.min(cols - j0);
+                let start = j0 * depth + p0 * self.width;
+                for (p, to) in self.to[start..start + deep * self.width].chunks_exact_mut(self.width).enumerate() {
+                    for j in (0..wide).step_by(S::LANES) {
+                        let live = S::LANES.min(wide - j);
+                        // SAFETY: `p0 + p < depth`, `j0 + j + live ≤ cols`, `1 ≤ live ≤ LANES`.
+                        let x = unsafe { from.load::<S, UNIT>(simd, p0 + p, j0 + j, live) };
+                        // SAFETY: `j + live ≤ wide ≤ width = to.len()`.
+                        unsafe { simd.store_live(to.as_mut_ptr().add(j), live, x) };
+                    }
+                    to[wide..wide.next_multiple_of(self.lanes)].fill(T::ZERO);
+                }
+            }
+        }
+    }
+}
+
+/// The case of unit stride along the depth: squares of 8 × 8, a few of them deep before the next columns.
+fn pack_transposed<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, view: MatRef<'_, T>) {
+    const DEEP: usize = 8 * SQUARE;
+    let (depth, cols) = (view.nrows(), view.ncols());
+    for j0 in (0..cols).step_by(width) {
+        let wide = width.min(cols - j0);
+        let block = &mut to[j0 * depth..][..width * depth];
+        for p0 in (0..depth).step_by(DEEP) {
+            let squares = DEEP.min(depth - p0) / SQUARE;
+            let end = if depth - p0 < DEEP { depth } else { p0 + DEEP };
+            let filled = wide.next_multiple_of(lanes);
+            for j in (0..filled).step_by(SQUARE) {
+                let mut done = p0;
+                if j + SQUARE <= wide {
+                    let from = view.submatrix(p0, j0 + j, squares * SQUARE, SQUARE);
+                    let rows = &mut block[p0 * width + j..];
+                    // SAFETY: `from` has 8 columns of `8·squares` contiguous elements (unit row stride); the last of `8·squares` rows of
+                    // `rows` starts at `(8·squares − 1)·width` and has 8 elements because `j + 8 ≤ wide ≤ width`.
+                    unsafe { arch::transpose(isa, from.as_ptr(), from.col_stride(), rows.as_mut_ptr(), width, squares) };
+                    done += squares * SQUARE;
+                }
+                for p in done..end {
+                    for j in j..filled.min(j + SQUARE) {
+                        block[p * width + j] = if j < wide { view[(p, j0 + j)] } else { T::ZERO };
+                    }
+                }
+            }
+        }
+    }
+}

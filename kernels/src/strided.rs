@@ -1,0 +1,190 @@
+//! Matrices as kernels see them: a pointer, two strides, and vectors along the columns.
+
+use core::marker::PhantomData;
+use faer::{MatMut, MatRef};
+
+use crate::vector::{Real, Vector};
+
+/// A matrix that is only read. Strides are in elements; a row stride of 0 repeats one row.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a, T> {
+    ptr: *const T,
+    row_stride: isize,
+    col_stride: isize,
+    rows: usize,
+    cols: usize,
+    data: PhantomData<&'a T>,
+}
+
+// SAFETY: an `Input` gives read access only, as `&[T]` does.
+unsafe impl<T: Sync> Send for Input<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Input<'_, T> {}
+
+impl<'a, T: Real> Input<'a, T> {
+    /// The elements of `view`.
+    pub fn new(view: MatRef<'a, T>) -> Self {
+        Self {
+            ptr: view.as_ptr(),
+            row_stride: view.row_stride(),
+            col_stride: view.col_stride(),
+            rows: view.nrows(),
+            cols: view.ncols(),
+            data: PhantomData,
+        }
+    }
+
+    /// `row` under itself, `rows` times: a bias for every sample of a batch.
+    pub fn repeated(row: &'a [T], rows: usize) -> Self {
+        Self { ptr: row.as_ptr(), row_stride: 0, col_stride: 1, rows, cols: row.len(), data: PhantomData }
+    }
+
+    /// Rows become columns.
+    pub fn transpose(self) -> Self {
+        Self {
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            rows: self.cols,
+            cols: self.rows,
+            ..self
+        }
+    }
+
+    /// Rows and columns.
+    pub fn shape(self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Whether the columns are contiguous.
+    pub fn is_unit(self) -> bool {
+        self.col_stride == 1
+    }
+
+    /// Elements `(row, col..col + live)`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; nobody writes these elements meanwhile; `UNIT` only if
+    /// [`is_unit`](Self::is_unit).
+    #[inline(always)]
+    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
+        let stride = if UNIT { 1 } else { self.col_stride };
+        // SAFETY: (row, col) is an element of the view (contract).
+        let at = unsafe { self.ptr.offset(row as isize * self.row_stride + col as isize * stride) };
+        if UNIT {
+            // SAFETY: `live` contiguous elements of the view (contract).
+            return unsafe { simd.load_live(at, live) };
+        }
+        // SAFETY: elements (row, col..col + live) are in the view (contract).
+        unsafe { gather(simd, at, stride, live) }
+    }
+}
+
+/// A matrix that several calls of one kernel write, each element by one of them.
+///
+/// Made from a `MatMut`, so nothing else reaches its elements for `'a`; who may touch which element when is the contract of
+/// [`load`](Self::load) and [`store`](Self::store).
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a, T> {
+    ptr: *mut T,
+    row_stride: isize,
+    col_stride: isize,
+    rows: usize,
+    cols: usize,
+    data: PhantomData<&'a mut T>,
+}
+
+// SAFETY: elements are only touched under the contracts of `load` and `store`, which exclude races.
+unsafe impl<T: Send> Send for Output<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Output<'_, T> {}
+
+impl<'a, T: Real> Output<'a, T> {
+    /// The elements of `view`.
+    pub fn new(view: MatMut<'a, T>) -> Self {
+        Self {
+            row_stride: view.row_stride(),
+            col_stride: view.col_stride(),
+            rows: view.nrows(),
+            cols: view.ncols(),
+            ptr: view.as_ptr_mut(),
+            data: PhantomData,
+        }
+    }
+
+    /// Rows become columns.
+    pub fn transpose(self) -> Self {
+        Self {
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            rows: self.cols,
+            cols: self.rows,
+            ..self
+        }
+    }
+
+    /// Rows and columns.
+    pub fn shape(self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Whether the columns are contiguous.
+    pub fn is_unit(self) -> bool {
+        self.col_stride == 1
+    }
+
+    /// Elements `(row, col..col + live)`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
+    /// [`is_unit`](Self::is_unit).
+    #[inline(always)]
+    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
+        let stride = if UNIT { 1 } else { self.col_stride };
+        // SAFETY: (row, col) is an element of the view (contract).
+        let at = unsafe { self.ptr.offset(row as isize * self.row_stride + col as isize * stride) };
+        if UNIT {
+            // SAFETY: `live` contiguous elements of the view (contract).
+            return unsafe { simd.load_live(at, live) };
+        }
+        // SAFETY: elements (row, col..col + live) are in the view (contract).
+        unsafe { gather(simd, at, stride, live) }
+    }
+
+    /// Overwrites elements `(row, col..col + live)` with the first lanes.
+    ///
+    /// # Safety
+    /// As for [`load`](Self::load).
+    #[inline(always)]
+    pub unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize, value: S::V) {
+        let stride = if UNIT { 1 } else { self.col_stride };
+        // SAFETY: (row, col) is an element of the view (contract).
+        let at = unsafe { self.ptr.offset(row as isize * self.row_stride + col as isize * stride) };
+        if UNIT {
+            // SAFETY: `live` contiguous elements of the view (contract).
+            return unsafe { simd.store_live(at, live, value) };
+        }
+        let mut lanes = [T::ZERO; MAX_LANES];
+        // SAFETY: `live ≤ LANES ≤ MAX_LANES` elements of `lanes` are writable.
+        unsafe { simd.store_live(lanes.as_mut_ptr(), live, value) };
+        for (l, &x) in lanes.iter().enumerate().take(live) {
+            // SAFETY: `l < live`, so (row, col + l) is in the view (contract).
+            unsafe { at.offset(l as isize * stride).write(x) };
+        }
+    }
+}
+
+/// Lanes of the widest vector: `f32` under AVX-512.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// # Safety
+/// `1 ≤ live ≤ LANES`, and the `live` elements at `at`, `stride` apart, are readable.
+#[inline(always)]
+unsafe fn gather<T: Real, S: Vector<T>>(simd: S, at: *const T, stride: isize, live: usize) -> S::V {
+    let mut lanes = [T::ZERO; MAX_LANES];
+    for (l, x) in lanes.iter_mut().enumerate().take(live) {
+        // SAFETY: `l < live` (contract).
+        *x = unsafe { *at.offset(l as isize * stride) };
+    }
+    // SAFETY: `1 ≤ live ≤ LANES ≤ MAX_LANES` elements of `lanes`.
+    unsafe { simd.load_live(lanes.as_ptr(), live) }
+}

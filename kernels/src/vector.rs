@@ -1,0 +1,373 @@
+//! One vector vocabulary for `f32` and `f64` over [pulp]'s instruction sets.
+//!
+//! pulp names its operations by element type (`mul_add_f32s`, `mul_add_f64s`); [`Vector<T>`] gives both the same name, so that
+//! every kernel is written once. All operations are those of IEEE 754 with one rounding (`mul_add` is always fused), hence
+//! the same bits on every instruction set.
+
+use bytemuck::Pod;
+use core::fmt::{Debug, Display, LowerExp};
+use core::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use faer::MatRef;
+use pulp::{MemMask, Simd};
+
+use crate::isa::{Isa, Kernel};
+use crate::product::{Problem, Scratch};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// `f32` or `f64`: the element types of every kernel.
+pub trait Real:
+    sealed::Sealed
+    + Pod
+    + Default
+    + PartialOrd
+    + Debug
+    + Display
+    + LowerExp
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+{
+    /// `"f32"` or `"f64"`.
+    const NAME: &'static str;
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+    /// Unit roundoff `u`: 2⁻²⁴ or 2⁻⁵³.
+    const UNIT_ROUNDOFF: f64;
+    /// Smallest positive (subnormal) number.
+    const TINY: f64;
+
+    /// The nearest `Self`.
+    fn from_f64(x: f64) -> Self;
+    /// The same number, exactly.
+    fn to_f64(self) -> f64;
+    /// `self·a + b` with one rounding.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// `|self|`.
+    fn abs(self) -> Self;
+    /// Square root, correctly rounded.
+    fn sqrt(self) -> Self;
+    /// Neither NaN nor infinite.
+    fn is_finite(self) -> bool;
+    /// The bit pattern, widened.
+    fn to_bits(self) -> u64;
+
+    /// Runs `kernel` under `isa`; called by [`Isa::run`].
+    fn enter<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output;
+
+    /// The kernels of this type. A static behind a function that is not generic: they are compiled once, in this crate, whatever crate
+    /// and profile a generic caller is compiled in.
+    #[doc(hidden)]
+    fn kernels() -> &'static Kernels<Self>;
+}
+
+/// The entry points of the kernels for one element type; the functions of the modules call them.
+#[doc(hidden)]
+pub struct Kernels<T: 'static> {
+    pub(crate) product: fn(&Problem<'_, T>, &mut Scratch<T>),
+    pub(crate) pack: fn(Isa, &mut [T], usize, usize, MatRef<'_, T>),
+    pub(crate) sum: fn(Isa, &[T]) -> f64,
+    pub(crate) dot: fn(Isa, &[T], &[T]) -> f64,
+    pub(crate) max_abs: fn(Isa, &[T]) -> f64,
+    pub(crate) softmax: fn(Isa, &mut [T], &[T]),
+    pub(crate) log_sum_exp: fn(Isa, &[T]) -> f64,
+}
+
+impl<T: Real> Kernels<T> {
+    const fn new() -> Self {
+        Self {
+            product: crate::product::run::<T>,
+            pack: crate::pack::run::<T>,
+            sum: crate::reduce::run_sum::<T>,
+            dot: crate::reduce::run_dot::<T>,
+            max_abs: crate::reduce::run_max_abs::<T>,
+            softmax: crate::elementary::run_softmax::<T>,
+            log_sum_exp: crate::elementary::run_log_sum_exp::<T>,
+        }
+    }
+}
+
+/// Vectors of `T` under an instruction set.
+pub trait Vector<T: Real>: Simd {
+    /// A register of `LANES` elements; plain data without alignment of its own.
+    type V: Copy + Debug + Send + Sync + Pod;
+    /// One truth value a lane.
+    type M: Copy + Debug + Send + Sync;
+    /// Elements in a vector.
+    const LANES: usize;
+
+    /// `x` in every lane.
+    fn splat(self, x: T) -> Self::V;
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a − b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a·b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a/b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a·b + c` with one rounding.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c − a·b` with one rounding.
+    fn neg_mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `√a`.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `|a|`, NaN included (sign bit cleared).
+    fn abs(self, a: Self::V) -> Self::V;
+    /// `−a` (sign bit flipped).
+    fn neg(self, a: Self::V) -> Self::V;
+    /// The magnitude of `a` with the sign of `sign`.
+    fn copysign(self, a: Self::V, sign: Self::V) -> Self::V;
+    /// `a < b`; false if either is NaN.
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M;
+    /// `a ≤ b`; false if either is NaN.
+    fn le(self, a: Self::V, b: Self::V) -> Self::M;
+    /// Both.
+    fn both(self, a: Self::M, b: Self::M) -> Self::M;
+    /// `yes` where the mask holds, else `no`.
+    fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
+    /// `2ⁿ` for whole `n` of the normal exponent range (−126…127 or −1022…1023); garbage elsewhere.
+    fn exp2_whole(self, n: Self::V) -> Self::V;
+
+    /// Loads `live` elements from `ptr`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `1 ≤ live ≤ LANES`, and `ptr` is valid for reading `live` elements.
+    unsafe fn load_live(self, ptr: *const T, live: usize) -> Self::V;
+    /// Stores the first `live` lanes to `ptr` and touches nothing else.
+    ///
+    /// # Safety
+    /// `1 ≤ live ≤ LANES`, and `ptr` is valid for writing `live` elements.
+    unsafe fn store_live(self, ptr: *mut T, live: usize, value: Self::V);
+
+    /// Whole vectors at the front of `slice`, and the rest.
+    fn as_vectors(slice: &[T]) -> (&[Self::V], &[T]);
+    /// Whole vectors at the front of `slice`, and the rest.
+    fn as_vectors_mut(slice: &mut [T]) -> (&mut [Self::V], &mut [T]);
+
+    /// The elements of `slice` (fewer than `LANES`), then zeros.
+    #[inline(always)]
+    fn load_partial(self, slice: &[T]) -> Self::V {
+        if slice.is_empty() {
+            return self.splat(T::ZERO);
+        }
+        debug_assert!(slice.len() <= Self::LANES);
+        // SAFETY: `slice` has `1..=LANES` readable elements: it is not empty, and callers pass the rest of `as_vectors`.
+        unsafe { self.load_live(slice.as_ptr(), slice.len().min(Self::LANES)) }
+    }
+    /// Fills `slice` (fewer than `LANES` elements) from the first lanes.
+    #[inline(always)]
+    fn store_partial(self, slice: &mut [T], value: Self::V) {
+        if slice.is_empty() {
+            return;
+        }
+        debug_assert!(slice.len() <= Self::LANES);
+        // SAFETY: as in `load_partial`, writable through `&mut`.
+        unsafe { self.store_live(slice.as_mut_ptr(), slice.len().min(Self::LANES), value) }
+    }
+}
+
+macro_rules! vectors {
+    ($t:ident, $bits:ident, $name:literal, $v:ident, $m:ident, $u:ident, $lanes:ident, $enter:ident, $unit:expr,
+     [$splat:ident $add:ident $sub:ident $mul:ident $div:ident $fma:ident $nfma:ident $sqrt:ident],
+     [$abs:ident $neg:ident $lt:ident $le:ident $both:ident $select:ident],
+     [$splat_u:ident $and_u:ident $or_u:ident $to_u:ident $from_u:ident],
+     [$between:ident $index:ident $load:ident $store:ident $slice:ident $slice_mut:ident], $exp2:expr) => {
+        impl Real for $t {
+            const NAME: &'static str = $name;
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const UNIT_ROUNDOFF: f64 = $unit;
+            const TINY: f64 = $t::from_bits(1) as f64;
+
+            #[inline(always)]
+            fn from_f64(x: f64) -> Self {
+                x as $t
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn mul_add(self, a: Self, b: Self) -> Self {
+                $t::mul_add(self, a, b)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                $t::abs(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            #[inline(always)]
+            fn is_finite(self) -> bool {
+                $t::is_finite(self)
+            }
+            #[inline(always)]
+            fn to_bits(self) -> u64 {
+                u64::from($t::to_bits(self))
+            }
+            fn kernels() -> &'static Kernels<Self> {
+                static KERNELS: Kernels<$t> = Kernels::new();
+                &KERNELS
+            }
+
+            #[inline(always)]
+            fn enter<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output {
+                isa.$enter(kernel)
+            }
+        }
+
+        impl<S: Simd> Vector<$t> for S {
+            type V = S::$v;
+            type M = S::$m;
+            const LANES: usize = S::$lanes;
+
+            #[inline(always)]
+            fn splat(self, x: $t) -> Self::V {
+                self.$splat(x)
+            }
+            #[inline(always)]
+            fn add(self, a: Self::V, b: Self::V) -> Self::V {
+                self.$add(a, b)
+            }
+            #[inline(always)]
+            fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+                self.$sub(a, b)
+            }
+            #[inline(always)]
+            fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+                self.$mul(a, b)
+            }
+            #[inline(always)]
+            fn div(self, a: Self::V, b: Self::V) -> Self::V {
+                self.$div(a, b)
+            }
+            #[inline(always)]
+            fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+                self.$fma(a, b, c)
+            }
+            #[inline(always)]
+            fn neg_mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+                self.$nfma(a, b, c)
+            }
+            #[inline(always)]
+            fn sqrt(self, a: Self::V) -> Self::V {
+                self.$sqrt(a)
+            }
+            #[inline(always)]
+            fn abs(self, a: Self::V) -> Self::V {
+                self.$abs(a)
+            }
+            #[inline(always)]
+            fn neg(self, a: Self::V) -> Self::V {
+                self.$neg(a)
+            }
+            #[inline(always)]
+            fn copysign(self, a: Self::V, sign: Self::V) -> Self::V {
+                let sign_bit = self.$splat_u((-0.0 as $t).to_bits());
+                let sign = self.$and_u(self.$to_u(sign), sign_bit);
+                self.$from_u(self.$or_u(self.$to_u(self.$abs(a)), sign))
+            }
+            #[inline(always)]
+            fn lt(self, a: Self::V, b: Self::V) -> Self::M {
+                self.$lt(a, b)
+            }
+            #[inline(always)]
+            fn le(self, a: Self::V, b: Self::V) -> Self::M {
+                self.$le(a, b)
+            }
+            #[inline(always)]
+            fn both(self, a: Self::M, b: Self::M) -> Self::M {
+                self.$both(a, b)
+            }
+            #[inline(always)]
+            fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V {
+                self.$select(mask, yes, no)
+            }
+            #[inline(always)]
+            fn exp2_whole(self, n: Self::V) -> Self::V {
+                $exp2(self, n)
+            }
+            #[inline(always)]
+            unsafe fn load_live(self, ptr: *const $t, live: usize) -> Self::V {
+                if live == S::$lanes {
+                    // SAFETY: `LANES` elements are readable (contract).
+                    return unsafe { ptr.cast::<Self::V>().read_unaligned() };
+                }
+                // The mask without pulp's jump-table pointers: native masked moves instead of an indirect call.
+                let mask = MemMask::new(self.$between(0, live as $index).mask());
+                // SAFETY: the mask holds in the first `live` lanes only, which are readable (contract).
+                unsafe { self.$load(mask, ptr) }
+            }
+            #[inline(always)]
+            unsafe fn store_live(self, ptr: *mut $t, live: usize, value: Self::V) {
+                if live == S::$lanes {
+                    // SAFETY: `LANES` elements are writable (contract).
+                    return unsafe { ptr.cast::<Self::V>().write_unaligned(value) };
+                }
+                let mask = MemMask::new(self.$between(0, live as $index).mask());
+                // SAFETY: the mask holds in the first `live` lanes only, which are writable (contract).
+                unsafe { self.$store(mask, ptr, value) }
+            }
+            #[inline(always)]
+            fn as_vectors(slice: &[$t]) -> (&[Self::V], &[$t]) {
+                S::$slice(slice)
+            }
+            #[inline(always)]
+            fn as_vectors_mut(slice: &mut [$t]) -> (&mut [Self::V], &mut [$t]) {
+                S::$slice_mut(slice)
+            }
+        }
+    };
+}
+
+/// `2ⁿ`: adding 1.5·2²³ leaves `n` in the low mantissa bits; shifted into the exponent field and added to the bits of 1.
+#[inline(always)]
+fn exp2_whole_f32<S: Simd>(simd: S, n: S::f32s) -> S::f32s {
+    let biased = simd.add_f32s(n, simd.splat_f32s(12_582_912.0));
+    let shifted = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(biased), simd.splat_u32s(23));
+    simd.transmute_f32s_u32s(simd.add_u32s(shifted, simd.splat_u32s(1.0f32.to_bits())))
+}
+
+/// `2ⁿ`: adding 1.5·2²⁰ leaves `n` at bit 32 with zeros below, so a 32-bit shift by 20 moves it into the exponent field.
+#[inline(always)]
+fn exp2_whole_f64<S: Simd>(simd: S, n: S::f64s) -> S::f64s {
+    let biased = simd.transmute_u64s_f64s(simd.add_f64s(n, simd.splat_f64s(1_572_864.0)));
+    // Both branches are compiled for every set; `bytemuck::cast` checks the sizes where it is reached.
+    let shifted: S::u64s = if S::IS_SCALAR {
+        bytemuck::cast(bytemuck::cast::<_, u64>(biased) << 20)
+    } else {
+        bytemuck::cast(simd.wrapping_dyn_shl_u32s(bytemuck::cast(biased), simd.splat_u32s(20)))
+    };
+    simd.transmute_f64s_u64s(simd.add_u64s(shifted, simd.splat_u64s(1.0f64.to_bits())))
+}
+
+vectors!(
+    f32, u32, "f32", f32s, m32s, u32s, F32_LANES, enter_f32, 1.0 / (1u64 << 24) as f64,
+    [splat_f32s add_f32s sub_f32s mul_f32s div_f32s mul_add_f32s negate_mul_add_f32s sqrt_f32s],
+    [abs_f32s neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s],
+    [splat_u32s and_u32s or_u32s transmute_u32s_f32s transmute_f32s_u32s],
+    [mask_between_m32s u32 mask_load_ptr_f32s mask_store_ptr_f32s as_simd_f32s as_mut_simd_f32s],
+    exp2_whole_f32
+);
+vectors!(
+    f64, u64, "f64", f64s, m64s, u64s, F64_LANES, enter_f64, 1.0 / (1u64 << 53) as f64,
+    [splat_f64s add_f64s sub_f64s mul_f64s div_f64s mul_add_f64s negate_mul_add_f64s sqrt_f64s],
+    [abs_f64s neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s],
+    [splat_u64s and_u64s or_u64s transmute_u64s_f64s transmute_f64s_u64s],
+    [mask_between_m64s u64 mask_load_ptr_f64s mask_store_ptr_f64s as_simd_f64s as_mut_simd_f64s],
+    exp2_whole_f64
+);

@@ -1,0 +1,735 @@
+//! A training plan and its step.
+
+use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::isa::Isa;
+use dualprop_kernels::optimizer::Update;
+use dualprop_kernels::reduce;
+use dualprop_kernels::strided::{Input, Output};
+use dualprop_kernels::vector::Real;
+use faer::prelude::Reborrow;
+use faer::{MatMut, MatRef};
+
+use super::order::{Start, sequence};
+use super::rule::{Residual, Rule};
+use super::settings::{Decay, Method, Schedule, Settings};
+use super::state::{Clock, FREE, Inputs, NUDGED, Units};
+use super::synapse::{Synapse, Workspace};
+use super::{Init, Network, draw};
+use crate::check;
+use crate::error::Error;
+use crate::lipschitz::Lanczos;
+use crate::matrix::RowMajor;
+use crate::random::Counter;
+use crate::runtime::Runtime;
+
+/// What the outputs should be, one row or class for each sample of a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Targets<'a, T> {
+    /// Class numbers, taken as one-hot rows.
+    Classes(&'a [u32]),
+    /// `batch × outputs`.
+    Values(MatRef<'a, T>),
+}
+
+/// What a training step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step<'a> {
+    /// Mean loss over the batch of the plain forward pass before the update.
+    pub loss: f64,
+    /// Samples whose largest output was the target's largest entry, before the update.
+    pub correct: usize,
+    /// Layers that were relaxed after the forward pass.
+    pub updates: usize,
+    /// Layers that the schedule named and that were left alone because their inputs had not changed.
+    pub skipped: usize,
+    /// Cosine between the step's gradient and that of back-propagation for each layer of weights (with its biases); empty unless
+    /// [`Trainer::measure_alignment`] is on. With several weight updates in a step it is that of the first.
+    pub cosine: &'a [f64],
+}
+
+/// Loss and accuracy of a network on some samples.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of samples whose largest output is the target's largest entry.
+    pub accuracy: f64,
+}
+
+/// A network in training: made once for fixed settings and batch size (the only place that allocates), then stepped.
+///
+/// Results have the same bits on every instruction set and for every number of threads.
+#[derive(Clone, Debug)]
+pub struct Trainer<T> {
+    network: Network<T>,
+    settings: Settings,
+    rule: Rule,
+    runtime: Runtime,
+    /// Layers of units, inputs first.
+    units: Vec<Units<T>>,
+    /// Layers of weights.
+    synapses: Vec<Synapse<T>>,
+    work: Workspace<T>,
+    clock: Clock,
+    targets: RowMajor<T>,
+    residual: RowMajor<T>,
+    ones: Vec<T>,
+    /// In place of biases for a network without.
+    zeros: Vec<T>,
+    /// Norms of outgoing weights, for damping; empty otherwise.
+    norms: Vec<Lanczos<T>>,
+    proxy: Lanczos<T>,
+    alignment: Option<Alignment<T>>,
+    measuring: bool,
+    evaluator: Evaluator<T>,
+    rng: Counter,
+    /// Steps of training, and of the optimizer (more with several updates a step).
+    steps: u64,
+    optimizer_steps: u64,
+    counts: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    updates: usize,
+    skipped: usize,
+}
+
+/// Largest gradient that a step applies: its square, and sums of many of it, stay finite.
+fn largest_gradient<T: Real>() -> f64 {
+    if T::NAME == "f32" { 1e18 } else { 1e150 }
+}
+
+/// Lanczos steps for the norm that damping needs; the vector of the last batch is where they start.
+const DAMPING_STEPS: usize = 6;
+
+impl<T: Real> Trainer<T> {
+    /// A plan for batches of exactly `batch` samples.
+    ///
+    /// # Errors
+    /// Those of [`Settings::check`]; [`Error::Parameter`] for an empty batch or a β whose inverse overflows `T`; [`Error::NotFinite`] for
+    /// weights with NaN or infinity.
+    pub fn new(network: Network<T>, settings: &Settings, batch: usize, runtime: &Runtime) -> Result<Self, Error> {
+        settings.check()?;
+        check::parameter("batch", batch as f64, "at least 1", batch > 0)?;
+        network.check_finite()?;
+        let rule = Rule::new(settings);
+        let layers = network.layers();
+        if settings.nudges() {
+            let fits = (1..=layers).all(|k| T::from_f64(rule.inverse_beta(k, layers)).is_finite());
+            let (argument, value) = settings.method.beta().map_or(("gain", rule.gain()), |beta| ("beta", beta));
+            check::parameter(argument, value, "large enough that the gradient's factor 1/beta is finite", fits)?;
+        }
+
+        let widths = network.widths();
+        let (n_out, widest) = (widths[layers], *widths.iter().max().expect("at least two widths"));
+        let repeats = settings.nudges() && settings.schedule.repeats();
+        let synapse = |k: usize| {
+            let (n_in, n_out) = (widths[k], widths[k + 1]);
+            let feedback = matches!(settings.method, Method::KpDp { .. }).then(|| {
+                let mut weights = RowMajor::zeros(n_out, n_in);
+                draw(&mut weights, Init::LecunNormal, &mut Counter::new(settings.seed, (layers + k) as u64));
+                weights
+            });
+            Synapse::new(settings.optimizer, n_out, n_in, feedback, repeats)
+        };
+        let norm = |k: usize| Lanczos::new(&widths[k..k + 2], DAMPING_STEPS, settings.seed);
+        Ok(Self {
+            units: widths.iter().map(|&n| Units::new(batch, n)).collect(),
+            synapses: (0..layers).map(synapse).collect(),
+            work: Workspace::new(),
+            clock: Clock::new(),
+            targets: RowMajor::zeros(batch, n_out),
+            residual: RowMajor::zeros(batch, n_out),
+            ones: vec![T::ONE; batch],
+            zeros: vec![T::ZERO; widest],
+            norms: if rule.damping.is_some() { (1..layers).map(norm).collect() } else { Vec::new() },
+            proxy: Lanczos::new(widths, crate::lipschitz::MAX_STEPS, settings.seed),
+            alignment: settings.alignment.then(|| Alignment::new(widths, batch)),
+            measuring: settings.alignment,
+            evaluator: Evaluator::new(batch.max(CHUNK), widest),
+            rng: Counter::new(settings.seed, u64::MAX),
+            steps: 0,
+            optimizer_steps: 0,
+            counts: Counts::default(),
+            network,
+            settings: *settings,
+            rule,
+            runtime: *runtime,
+        })
+    }
+
+    /// The network as it is now.
+    pub fn network(&self) -> &Network<T> {
+        &self.network
+    }
+
+    /// Ends the training.
+    pub fn into_network(self) -> Network<T> {
+        self.network
+    }
+
+    /// The settings it was made for.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Feedback weights of layer `k` under [`Method::KpDp`].
+    ///
+    /// # Panics
+    /// If there is no layer `k`.
+    pub fn feedback(&self, k: usize) -> Option<MatRef<'_, T>> {
+        self.synapses[k].feedback()
+    }
+
+    /// Switches the comparison with back-propagation on or off for the steps to come; it costs about two back-propagation steps.
+    /// Without [`Settings::alignment`] there is no room for it and it stays off.
+    pub fn measure_alignment(&mut self, on: bool) {
+        self.measuring = on && self.alignment.is_some();
+    }
+
+    /// One training step on `x` (`batch × inputs`, any strides): forward pass, relaxation by the schedule, weight update. Allocates nothing
+    /// after the first.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Length`], [`Error::NotFinite`], [`Error::Label`] and [`Error::Parameter`] for the arguments;
+    /// [`Error::Diverged`] when a state or gradient has left the range of numbers. In every case the weights are those of before the step.
+    pub fn step(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>, learning_rate: f64) -> Result<Step<'_>, Error> {
+        let batch = self.ones.len();
+        check::shape("x", x, (batch, self.network.widths[0]))?;
+        self.check_rate(learning_rate)?;
+        targets.check(batch, self.targets.cols())?;
+        (0..batch).for_each(|row| targets.write(row, self.targets.row_mut(row)));
+        self.set_input(x)?;
+        self.units[0].mean_stamp = self.clock.tick();
+        self.steps += 1;
+        self.counts = Counts::default();
+        let result = self.infer_and_update(learning_rate);
+        if result.is_err() {
+            for units in &mut self.units {
+                units.mean.fill(T::ZERO);
+                units.diff.fill(T::ZERO);
+            }
+        }
+        let (loss, correct) = result?;
+        let cosine = self.alignment.as_ref().filter(|_| self.measuring).map_or(&[][..], |a| &a.cosine);
+        Ok(Step { loss, correct, updates: self.counts.updates, skipped: self.counts.skipped, cosine })
+    }
+
+    fn infer_and_update(&mut self, learning_rate: f64) -> Result<(f64, usize), Error> {
+        let score = self.start()?;
+        match self.settings.method {
+            Method::Backprop => self.back_propagate(),
+            Method::Adversarial { beta } => {
+                self.back_propagate();
+                self.perturb_input(beta);
+                self.forward_pass();
+                self.set_residual(Residual::Current);
+                self.back_propagate();
+            }
+            _ => self.relax(),
+        }
+        self.check_states()?;
+        if self.measuring {
+            self.measure();
+        }
+        self.update(learning_rate);
+        if let (true, Schedule::Multistep(updates)) = (self.settings.nudges(), self.settings.schedule) {
+            let layers = self.network.layers();
+            for _ in 1..updates {
+                for k in (1..=layers).chain((1..layers).rev()) {
+                    self.relax_layer(k);
+                }
+                self.check_states()?;
+                self.update(learning_rate);
+            }
+        }
+        Ok(score)
+    }
+
+    /// Copies the batch, and refuses what is not finite.
+    fn set_input(&mut self, x: MatRef<'_, T>) -> Result<(), Error> {
+        let input = &mut self.units[0].mean;
+        for row in 0..input.rows() {
+            let to = input.row_mut(row);
+            match x.row(row).try_as_row_major() {
+                Some(from) => to.copy_from_slice(from.as_slice()),
+                None => to.iter_mut().zip(x.row(row).iter()).for_each(|(to, &from)| *to = from),
+            }
+            if !reduce::max_abs(self.runtime.isa(), to).is_finite() {
+                check::finite("x", x)?;
+            }
+        }
+        if let Some(alignment) = self.alignment.as_mut().filter(|_| self.measuring) {
+            copy(&mut alignment.units[0].mean, input);
+        }
+        Ok(())
+    }
+
+    /// Bounds within which one update cannot turn finite weights into infinite ones.
+    fn check_rate(&self, rate: f64) -> Result<(), Error> {
+        check::parameter("learning_rate", rate, "from 0 to 1e6", (0.0..=1e6).contains(&rate))?;
+        let (Decay::Coupled(lambda) | Decay::Decoupled(lambda)) = self.settings.decay else { return Ok(()) };
+        let allowed = "such that learning rate times weight decay is at most 1";
+        check::parameter("learning_rate", rate, allowed, rate * lambda <= 1.0)
+    }
+
+    /// Brings the states to where the schedule starts. Returns the mean loss of the plain forward pass and the hits.
+    fn start(&mut self) -> Result<(f64, usize), Error> {
+        let (isa, loss, layers) = (self.runtime.isa(), self.settings.loss, self.network.layers());
+        let start = if self.settings.nudges() { self.settings.schedule.start() } else { Start::Forward };
+        if start == Start::Forward {
+            self.forward_pass();
+        } else {
+            if start == Start::Zero {
+                for units in &mut self.units[1..] {
+                    units.mean.fill(T::ZERO);
+                }
+            }
+            for units in &mut self.units[1..] {
+                if start == Start::Zero {
+                    units.diff.fill(T::ZERO);
+                }
+                units.mean_stamp = self.clock.tick();
+                units.diff_stamp = self.clock.tick();
+                units.forget();
+            }
+        }
+        let batch = self.ones.len();
+        let prediction = match start {
+            Start::Forward => self.units[layers].drive.view(),
+            _ => {
+                let input = self.units[0].mean.view();
+                let (runtime, network) = (&self.runtime, &self.network);
+                self.evaluator.predict(runtime, &mut self.work, network, &mut self.synapses, &self.zeros, input)
+            }
+        };
+        let (mut sum, mut correct) = (0.0, 0);
+        for row in 0..batch {
+            let (prediction, target) = (row_of(prediction, row), self.targets.row(row));
+            sum += loss.value(isa, prediction, target);
+            correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(target));
+            loss.residual(isa, self.residual.row_mut(row), prediction, target);
+        }
+        let mean = sum / batch as f64;
+        if mean.is_finite() { Ok((mean, correct)) } else { Err(Error::Diverged { layer: layers, step: self.steps }) }
+    }
+
+    /// Plain forward pass; the output keeps `a_L`, all differences are zero.
+    fn forward_pass(&mut self) {
+        let layers = self.network.layers();
+        for k in 1..=layers {
+            let [below, here] = self.units.get_disjoint_mut([k - 1, k]).expect("two layers");
+            let (weights, bias) = incoming(&self.network, &self.zeros, k);
+            let synapse = &mut self.synapses[k - 1];
+            let (below_mean, drive) = (below.mean.view(), here.drive.view_mut());
+            if k < layers {
+                let out = (drive, here.mean.view_mut(), self.network.activation);
+                synapse.activate(&self.runtime, &mut self.work, (weights, bias), below_mean, out, true);
+            } else {
+                synapse.drive(&self.runtime, &mut self.work, (weights, bias), below_mean, drive, true);
+                copy(&mut here.mean, &here.drive);
+            }
+            here.diff.fill(T::ZERO);
+            here.mean_stamp = self.clock.tick();
+            here.diff_stamp = self.clock.tick();
+            here.drive_from = below.mean_stamp;
+        }
+        for k in 1..layers {
+            // A hidden layer with no feedback is at rest.
+            self.units[k].relaxed_from = Inputs { below: self.units[k].drive_from, above: self.units[k + 1].diff_stamp };
+        }
+        self.units[layers].relaxed_from = Inputs { below: self.units[layers].drive_from, above: FREE };
+    }
+
+    /// Relaxes by the schedule.
+    fn relax(&mut self) {
+        let layers = self.network.layers();
+        if let Schedule::Parallel(steps) = self.settings.schedule {
+            for t in 1..=steps {
+                (1..=layers).for_each(|k| self.refresh_drive(k));
+                // Ascending: layer k reads the difference of k + 1, which is still the old one, and the drives are all computed.
+                (1..layers).for_each(|k| self.relax_hidden(k));
+                self.relax_output(t >= layers);
+            }
+            return;
+        }
+        let mut rng = self.rng.clone();
+        sequence(self.settings.schedule, layers, &mut rng, |k| self.relax_layer(k));
+        self.rng = rng;
+    }
+
+    fn relax_layer(&mut self, k: usize) {
+        self.refresh_drive(k);
+        if k == self.network.layers() { self.relax_output(true) } else { self.relax_hidden(k) }
+    }
+
+    /// Computes the bottom-up drive of layer `k` unless it is that of the present mean below.
+    fn refresh_drive(&mut self, k: usize) {
+        let [below, here] = self.units.get_disjoint_mut([k - 1, k]).expect("two layers");
+        if self.settings.skip && here.drive_from == below.mean_stamp {
+            return;
+        }
+        let incoming = incoming(&self.network, &self.zeros, k);
+        self.synapses[k - 1].drive(&self.runtime, &mut self.work, incoming, below.mean.view(), here.drive.view_mut(), true);
+        here.drive_from = below.mean_stamp;
+    }
+
+    /// Relaxes hidden layer `k` from its drive and the difference above.
+    fn relax_hidden(&mut self, k: usize) {
+        let inputs = Inputs { below: self.units[k].drive_from, above: self.units[k + 1].diff_stamp };
+        if self.settings.skip && self.rule.damping.is_none() && self.units[k].relaxed_from == inputs {
+            self.counts.skipped += 1;
+            return;
+        }
+        let damping = self.rule.damping.map(|_| {
+            let norm = self.norms[k - 1].lower_bound(&[self.network.weights(k)], &self.runtime);
+            self.rule.lambda(norm)
+        });
+        let [here, above] = self.units.get_disjoint_mut([k, k + 1]).expect("two layers");
+        let relax = Epilogue::Dyad {
+            drive: Input::new(here.drive.view()),
+            mean: Output::new(here.mean.view_mut()),
+            diff: Output::new(here.diff.view_mut()),
+            nudge: self.rule.nudge(),
+            damping,
+            activation: self.network.activation,
+        };
+        let (weights, above) = (self.network.weights[k].view(), above.diff.view());
+        self.synapses[k].feed_back(&self.runtime, &mut self.work, weights, above, relax);
+        self.counts.updates += 1;
+        here.diff_stamp = self.clock.tick();
+        if !(self.rule.mean_is_forward() && here.relaxed_from.below == inputs.below) {
+            here.mean_stamp = self.clock.tick();
+        }
+        here.relaxed_from = inputs;
+    }
+
+    /// Sets the output from its drive: `mean ← a_L`, and a difference along the residual if it is nudged, else none.
+    fn relax_output(&mut self, nudged: bool) {
+        let layers = self.network.layers();
+        let residual = self.rule.output.residual;
+        let inputs = Inputs { below: self.units[layers].drive_from, above: if nudged { NUDGED } else { FREE } };
+        let old = self.units[layers].relaxed_from;
+        if self.settings.skip && residual != Residual::Previous && old == inputs {
+            self.counts.skipped += 1;
+            return;
+        }
+        if nudged && residual != Residual::Initial {
+            self.set_residual(residual);
+        }
+        let here = &mut self.units[layers];
+        copy(&mut here.mean, &here.drive);
+        here.mean_stamp = self.clock.tick();
+        // A residual that was taken at the first prediction stays what it is.
+        if !(nudged && old.above == NUDGED && residual == Residual::Initial) {
+            if nudged {
+                let gain = T::from_f64(self.rule.output.gain);
+                for row in 0..self.residual.rows() {
+                    for (d, &e) in here.diff.row_mut(row).iter_mut().zip(self.residual.row(row)) {
+                        *d = gain * e;
+                    }
+                }
+            } else {
+                here.diff.fill(T::ZERO);
+            }
+            here.diff_stamp = self.clock.tick();
+        }
+        here.relaxed_from = inputs;
+        self.counts.updates += 1;
+    }
+
+    /// `residual ← −∇ℓ` at the present drive of the output, or at its last.
+    fn set_residual(&mut self, at: Residual) {
+        let output = &self.units[self.network.layers()];
+        let prediction = if at == Residual::Previous { &output.mean } else { &output.drive };
+        for row in 0..prediction.rows() {
+            let (isa, residual) = (self.runtime.isa(), self.residual.row_mut(row));
+            self.settings.loss.residual(isa, residual, prediction.row(row), self.targets.row(row));
+        }
+    }
+
+    /// `Δ_L ← residual`, `Δ_k ← f'(a_k) ⊙ Δ_{k+1}W_k`.
+    fn back_propagate(&mut self) {
+        let layers = self.network.layers();
+        copy(&mut self.units[layers].diff, &self.residual);
+        for k in (1..layers).rev() {
+            let [here, above] = self.units.get_disjoint_mut([k, k + 1]).expect("two layers");
+            let back = Epilogue::Derivative {
+                drive: Input::new(here.drive.view()),
+                diff: Output::new(here.diff.view_mut()),
+                activation: self.network.activation,
+            };
+            let (weights, above) = (self.network.weights[k].view(), above.diff.view());
+            Synapse::top_down(&self.runtime, &mut self.work, weights, above, back);
+        }
+        self.counts.updates += layers;
+    }
+
+    /// `x ← x + β∇ₓℓ` of each sample: `∇ₓℓ = −Δ₁W₀`.
+    fn perturb_input(&mut self, beta: f64) {
+        let [input, first] = self.units.get_disjoint_mut([0, 1]).expect("two layers");
+        let out = Epilogue::Accumulate { out: Output::new(input.mean.view_mut()), scale: T::from_f64(-beta) };
+        let weights = self.network.weights[0].view();
+        Synapse::top_down(&self.runtime, &mut self.work, weights, first.diff.view(), out);
+        input.mean_stamp = self.clock.tick();
+    }
+
+    /// What turns `Σ_b Δ s̄` of weight layer `k` into the gradient: `−1/(β_{k+1}B)`.
+    fn scale(&self, k: usize) -> f64 {
+        -self.rule.inverse_beta(k + 1, self.network.layers()) / self.ones.len() as f64
+    }
+
+    /// Refuses states from which an update might leave the range of numbers.
+    fn check_states(&self) -> Result<(), Error> {
+        let isa = self.runtime.isa();
+        let largest = |states: &RowMajor<T>| (0..states.rows()).map(|r| reduce::max_abs(isa, states.row(r))).fold(0.0, f64::max);
+        let batch = self.ones.len() as f64;
+        let mut below = largest(&self.units[0].mean);
+        for k in 1..=self.network.layers() {
+            let (mean, diff) = (largest(&self.units[k].mean), largest(&self.units[k].diff));
+            let gradient = self.scale(k - 1).abs() * batch * diff * below.max(1.0);
+            if !(mean.is_finite() && gradient <= largest_gradient::<T>()) {
+                return Err(Error::Diverged { layer: k, step: self.steps });
+            }
+            below = mean;
+        }
+        Ok(())
+    }
+
+    /// Updates all layers of weights from the present states.
+    fn update(&mut self, learning_rate: f64) {
+        self.optimizer_steps += 1;
+        for k in 0..self.network.layers() {
+            let update = Update {
+                optimizer: self.settings.optimizer,
+                decay: self.settings.decay,
+                learning_rate,
+                step: self.optimizer_steps,
+                scale: self.scale(k),
+            };
+            let operands = (self.units[k + 1].diff.view(), self.units[k].mean.view(), &self.ones[..]);
+            let weights = self.network.weights[k].view_mut();
+            let bias = self.network.biases.as_mut().map(|biases| &mut biases[k][..]);
+            self.synapses[k].update(&self.runtime, &mut self.work, weights, bias, operands, &update);
+        }
+        self.units.iter_mut().for_each(Units::forget);
+    }
+
+    /// Compares the gradient of the present states with that of back-propagation at the same weights and inputs.
+    fn measure(&mut self) {
+        let Some(mut alignment) = self.alignment.take() else { return };
+        let counts = self.counts;
+        core::mem::swap(&mut self.units, &mut alignment.units);
+        self.forward_pass();
+        self.set_residual(Residual::Current);
+        self.back_propagate();
+        core::mem::swap(&mut self.units, &mut alignment.units);
+        self.counts = counts;
+        let plain = -1.0 / self.ones.len() as f64;
+        for k in 0..self.network.layers() {
+            let (n_out, n_in) = (self.network.widths[k + 1], self.network.widths[k]);
+            let sources = [(&self.units, self.scale(k)), (&alignment.units, plain)];
+            for (gradient, (units, scale)) in alignment.gradients.iter_mut().zip(sources) {
+                let weights = gradient.weights.view_mut().submatrix_mut(0, 0, n_out, n_in);
+                let operands = (units[k + 1].diff.view(), units[k].mean.view(), &self.ones[..]);
+                Synapse::gradient(&self.runtime, &mut self.work, weights, &mut gradient.bias[..n_out], operands, scale);
+            }
+            let [ours, theirs] = &alignment.gradients;
+            let with_bias = self.network.biases.is_some();
+            let dot = |a: &Gradient<T>, b: &Gradient<T>| a.dot(b, self.runtime.isa(), n_out, n_in, with_bias);
+            let norms = dot(ours, ours).sqrt() * dot(theirs, theirs).sqrt();
+            alignment.cosine[k] = dot(ours, theirs) / norms;
+        }
+        self.alignment = Some(alignment);
+    }
+
+    /// Outputs of the network for `x` (any number of rows, any strides), without nudging.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::NotFinite`] for the arguments.
+    pub fn predict(&mut self, x: MatRef<'_, T>, mut out: MatMut<'_, T>) -> Result<(), Error> {
+        let layers = self.network.layers();
+        check::shape("x", x, (x.nrows(), self.network.widths[0]))?;
+        check::shape("out", out.rb(), (x.nrows(), self.network.widths[layers]))?;
+        check::finite("x", x)?;
+        for from in (0..x.nrows()).step_by(CHUNK) {
+            let rows = CHUNK.min(x.nrows() - from);
+            let prediction = self.predict_chunk(x.subrows(from, rows));
+            for row in 0..rows {
+                for (col, &value) in row_of(prediction, row).iter().enumerate() {
+                    out[(from + row, col)] = value;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss and accuracy on any number of samples.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step) for the arguments; [`Error::Parameter`] for no samples.
+    pub fn evaluate(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>) -> Result<Evaluation, Error> {
+        let (samples, n_out) = (x.nrows(), self.network.widths[self.network.layers()]);
+        check::shape("x", x, (samples, self.network.widths[0]))?;
+        check::parameter("samples", samples as f64, "at least 1", samples > 0)?;
+        targets.check(samples, n_out)?;
+        check::finite("x", x)?;
+        let (isa, loss) = (self.runtime.isa(), self.settings.loss);
+        let mut target = vec![T::ZERO; n_out];
+        let (mut sum, mut correct) = (0.0, 0);
+        for from in (0..samples).step_by(CHUNK) {
+            let rows = CHUNK.min(samples - from);
+            let prediction = self.predict_chunk(x.subrows(from, rows));
+            for row in 0..rows {
+                let prediction = row_of(prediction, row);
+                targets.write(from + row, &mut target);
+                sum += loss.value(isa, prediction, &target);
+                correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(&target));
+            }
+        }
+        Ok(Evaluation { loss: sum / samples as f64, accuracy: correct as f64 / samples as f64 })
+    }
+
+    fn predict_chunk(&mut self, x: MatRef<'_, T>) -> MatRef<'_, T> {
+        self.evaluator.predict(&self.runtime, &mut self.work, &self.network, &mut self.synapses, &self.zeros, x)
+    }
+
+    /// A lower bound of `‖W_{L−1} ⋯ W_0‖₂`, the proxy for the Lipschitz constant in Høier & Zach 2024 (activations ignored): Lanczos
+    /// steps until the rank is exhausted or [`MAX_STEPS`](crate::lipschitz::MAX_STEPS).
+    pub fn proxy_lipschitz(&mut self) -> f64 {
+        let chain: Vec<_> = (0..self.network.layers()).map(|k| self.network.weights(k)).collect();
+        self.proxy.lower_bound(&chain, &self.runtime)
+    }
+}
+
+/// Samples that are evaluated at once.
+const CHUNK: usize = 256;
+
+/// Weights and biases into layer `k` of units.
+fn incoming<'a, T: Real>(network: &'a Network<T>, zeros: &'a [T], k: usize) -> (MatRef<'a, T>, &'a [T]) {
+    (network.weights[k - 1].view(), network.bias(k - 1).unwrap_or(&zeros[..network.widths[k]]))
+}
+
+fn copy<T: Real>(to: &mut RowMajor<T>, from: &RowMajor<T>) {
+    for row in 0..from.rows() {
+        to.row_mut(row).copy_from_slice(from.row(row));
+    }
+}
+
+/// A row of a matrix whose columns are contiguous.
+fn row_of<T>(matrix: MatRef<'_, T>, row: usize) -> &[T] {
+    matrix.row(row).try_as_row_major().expect("the trainer's own matrices are row-major").as_slice()
+}
+
+impl<T: Real> Targets<'_, T> {
+    fn check(&self, samples: usize, n_out: usize) -> Result<(), Error> {
+        match *self {
+            Targets::Classes(labels) => {
+                check::length("targets", labels.len(), samples)?;
+                match labels.iter().position(|&label| label as usize >= n_out) {
+                    Some(index) => Err(Error::Label { index, label: labels[index], classes: n_out }),
+                    None => Ok(()),
+                }
+            }
+            Targets::Values(values) => {
+                check::shape("targets", values, (samples, n_out))?;
+                check::finite("targets", values)
+            }
+        }
+    }
+
+    /// Writes the target of sample `i`.
+    fn write(&self, i: usize, to: &mut [T]) {
+        match *self {
+            Targets::Classes(labels) => {
+                to.fill(T::ZERO);
+                to[labels[i] as usize] = T::ONE;
+            }
+            Targets::Values(values) => {
+                for (to, col) in to.iter_mut().zip(0..) {
+                    *to = values[(i, col)];
+                }
+            }
+        }
+    }
+}
+
+/// States and gradients for the comparison with back-propagation.
+#[derive(Clone, Debug)]
+struct Alignment<T> {
+    units: Vec<Units<T>>,
+    /// Ours and that of back-propagation; large enough for every layer.
+    gradients: [Gradient<T>; 2],
+    cosine: Vec<f64>,
+}
+
+#[derive(Clone, Debug)]
+struct Gradient<T> {
+    weights: RowMajor<T>,
+    bias: Vec<T>,
+}
+
+impl<T: Real> Alignment<T> {
+    fn new(widths: &[usize], batch: usize) -> Self {
+        let n_out = widths[1..].iter().copied().max().unwrap_or(0);
+        let n_in = widths[..widths.len() - 1].iter().copied().max().unwrap_or(0);
+        let gradient = || Gradient { weights: RowMajor::zeros(n_out, n_in), bias: vec![T::ZERO; n_out] };
+        Self {
+            units: widths.iter().map(|&n| Units::new(batch, n)).collect(),
+            gradients: [gradient(), gradient()],
+            cosine: vec![0.0; widths.len() - 1],
+        }
+    }
+}
+
+impl<T: Real> Gradient<T> {
+    /// Inner product over the first `n_out × n_in` weights and, if asked for, the biases.
+    fn dot(&self, other: &Self, isa: Isa, n_out: usize, n_in: usize, with_bias: bool) -> f64 {
+        let rows = (0..n_out).map(|r| reduce::dot(isa, &self.weights.row(r)[..n_in], &other.weights.row(r)[..n_in]));
+        let bias = if with_bias { reduce::dot(isa, &self.bias[..n_out], &other.bias[..n_out]) } else { 0.0 };
+        rows.fold(bias, |sum, dot| sum + dot)
+    }
+}
+
+/// Memory for plain forward passes outside of training.
+#[derive(Clone, Debug)]
+struct Evaluator<T> {
+    drive: RowMajor<T>,
+    means: [RowMajor<T>; 2],
+}
+
+impl<T: Real> Evaluator<T> {
+    fn new(rows: usize, widest: usize) -> Self {
+        let zeros = || RowMajor::zeros(rows, widest);
+        Self { drive: zeros(), means: [zeros(), zeros()] }
+    }
+
+    /// Outputs for at most as many rows as it was made for.
+    fn predict(
+        &mut self,
+        runtime: &Runtime,
+        work: &mut Workspace<T>,
+        network: &Network<T>,
+        synapses: &mut [Synapse<T>],
+        zeros: &[T],
+        x: MatRef<'_, T>,
+    ) -> MatRef<'_, T> {
+        let (rows, layers) = (x.nrows(), network.layers());
+        for k in 1..=layers {
+            let (n_in, n_out) = (network.widths[k - 1], network.widths[k]);
+            let [even, odd] = &mut self.means;
+            let (from, to) = if k % 2 == 0 { (odd, even) } else { (even, odd) };
+            let below = if k == 1 { x } else { from.view().submatrix(0, 0, rows, n_in) };
+            let incoming = incoming(network, zeros, k);
+            let drive = self.drive.view_mut().submatrix_mut(0, 0, rows, n_out);
+            if k < layers {
+                let mean = to.view_mut().submatrix_mut(0, 0, rows, n_out);
+                synapses[k - 1].activate(runtime, work, incoming, below, (drive, mean, network.activation), false);
+            } else {
+                synapses[k - 1].drive(runtime, work, incoming, below, drive, false);
+            }
+        }
+        self.drive.view().submatrix(0, 0, rows, network.widths[layers])
+    }
+}
