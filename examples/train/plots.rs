@@ -21,11 +21,13 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
 ];
 
-/// Length of a dash and of a gap. Every second line is dashed, and drawn after the others, so that one on another shows both.
-const DASH: (u32, u32) = (8, 6);
+/// Length of dash and gap of every second line. They are drawn after the solid ones, the shortest dashes last, so that lines on
+/// top of each other all show.
+const DASHES: [(u32, u32); 3] = [(14, 6), (6, 8), (2, 6)];
 
-/// Width and height of a panel and height of a line of the legend, in pixels.
-const PANEL: (u32, u32) = (560, 400);
+/// Width of a figure, height of a row of panels, and height of a line of the legend, in pixels.
+const WIDTH: u32 = 1120;
+const PANEL_HEIGHT: u32 = 400;
 const LEGEND_LINE: u32 = 24;
 const LEGEND_COLUMNS: usize = 4;
 
@@ -89,27 +91,30 @@ struct Panel {
     series: Vec<Vec<(f64, f64)>>,
 }
 
-/// Panels side by side, two a row, over a legend.
+/// Panels side by side, at most three a row, over a legend.
 fn figure<T>(runs: &[(Run, Outcome<T>)], panels: &[Panel]) -> Result<String> {
-    let columns = panels.len().clamp(1, 2);
+    /// Length of the line in the legend.
+    const SAMPLE: u32 = 36;
+    let columns = if panels.len() == 4 { 2 } else { panels.len().clamp(1, 3) };
     let panel_rows = panels.len().div_ceil(columns) as u32;
     let legend = runs.len().div_ceil(LEGEND_COLUMNS) as u32 * LEGEND_LINE + 16;
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, (2 * PANEL.0, panel_rows * PANEL.1 + legend)).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, panel_rows * PANEL_HEIGHT + legend)).into_drawing_area();
         root.fill(&WHITE)?;
-        let (upper, lower) = root.split_vertically(panel_rows * PANEL.1);
+        let (upper, lower) = root.split_vertically(panel_rows * PANEL_HEIGHT);
         for (panel, area) in panels.iter().zip(upper.split_evenly((panel_rows as usize, columns))) {
             draw_panel(panel, &area)?;
         }
         for (index, (run, _)) in runs.iter().enumerate() {
-            let x = 60 + (index % LEGEND_COLUMNS) as i32 * (2 * PANEL.0 as i32 - 60) / LEGEND_COLUMNS as i32;
+            let x = 60 + (index % LEGEND_COLUMNS) as i32 * (WIDTH as i32 - 60) / LEGEND_COLUMNS as i32;
             let y = (index / LEGEND_COLUMNS) as i32 * LEGEND_LINE as i32 + 12;
-            let dashes: &[(i32, i32)] = if index % 2 == 0 { &[(0, 36)] } else { &[(0, 8), (14, 22), (28, 36)] };
-            for &(start, end) in dashes {
-                lower.draw(&PathElement::new([(x + start, y), (x + end, y)], stroke(index)))?;
+            let (dash, gap) = dash(index).unwrap_or((SAMPLE, 0));
+            for start in (0..SAMPLE).step_by((dash + gap) as usize) {
+                let ends = [start, (start + dash).min(SAMPLE)].map(|offset| (x + offset as i32, y));
+                lower.draw(&PathElement::new(ends, stroke(index)))?;
             }
-            lower.draw(&Text::new(name(run), (x + 44, y - 7), ("sans-serif", 15)))?;
+            lower.draw(&Text::new(name(run), (x + SAMPLE as i32 + 8, y - 7), ("sans-serif", 15)))?;
         }
         root.present()?;
     }
@@ -143,19 +148,23 @@ fn draw_panel(panel: &Panel, area: &Area) -> Result<()> {
             Scale::Log10 => significant(10f64.powf(y), 10f64.powf(y).min(10f64.powf(top) - 10f64.powf(bottom))),
         })
         .draw()?;
-    let (solid, dashed): (Vec<_>, Vec<_>) = panel.series.iter().enumerate().partition(|(index, _)| index % 2 == 0);
-    for &(index, points) in &solid {
-        chart.draw_series(LineSeries::new(points.iter().copied(), stroke(index)))?;
-    }
-    for &(index, points) in &dashed {
-        chart.draw_series(DashedLineSeries::new(points.iter().copied(), DASH.0, DASH.1, stroke(index)))?;
-    }
-    for (index, points) in [solid, dashed].concat() {
+    let mut order: Vec<_> = panel.series.iter().enumerate().collect();
+    order.sort_by_key(|&(index, _)| std::cmp::Reverse(dash(index).map_or(u32::MAX, |(dash, _)| dash)));
+    for (index, points) in order {
+        match dash(index) {
+            None => chart.draw_series(LineSeries::new(points.iter().copied(), stroke(index)))?,
+            Some((dash, gap)) => chart.draw_series(DashedLineSeries::new(points.iter().copied(), dash, gap, stroke(index)))?,
+        };
         if let [point] = points[..] {
             chart.draw_series([Circle::new(point, 4, stroke(index).filled())])?;
         }
     }
     Ok(())
+}
+
+/// Length of dash and gap, none for a solid line.
+fn dash(run: usize) -> Option<(u32, u32)> {
+    (run % 2 == 1).then(|| DASHES[run / 2 % DASHES.len()])
 }
 
 fn stroke(run: usize) -> ShapeStyle {
@@ -174,7 +183,7 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> (f64, f64) {
 
 /// With two digits or so of what matters at this scale.
 fn significant(value: f64, scale: f64) -> String {
-    let digits = (2.0 - scale.log10()).clamp(0.0, 8.0) as usize;
+    let digits = (1.99 - scale.log10()).clamp(0.0, 8.0) as usize;
     format!("{value:.digits$}")
 }
 

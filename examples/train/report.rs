@@ -74,9 +74,13 @@ pub(crate) fn table<T>(runs: &[(Run, Outcome<T>)]) -> String {
     text
 }
 
-/// Fixed-point, or a dash for what was not measured.
+/// Fixed-point unless it is huge, or a dash for what was not measured.
 fn number(value: f64, digits: usize) -> String {
-    if value.is_finite() { format!("{value:.digits$}") } else { "–".into() }
+    match value.abs() {
+        0.0..1e8 => format!("{value:.digits$}"),
+        1e8..f64::INFINITY => format!("{value:.2e}"),
+        _ => "–".into(),
+    }
 }
 
 /// All epochs of all runs, the untrained network as epoch 0; empty fields where nothing was measured.

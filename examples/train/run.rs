@@ -127,9 +127,11 @@ pub(crate) fn train<T: Real>(mut trainer: Trainer<T>, data: &Dataset<T>, plan: &
             step += 1;
             bar.inc(1);
         }
-        let epoch = finish_epoch(&mut trainer, data, epochs.len() + 1, tally.measured())?;
-        bar.set_message(format!("test accuracy {:.4}", epoch.test_accuracy));
-        epochs.push(epoch);
+        if tally.steps > 0 {
+            let epoch = finish_epoch(&mut trainer, data, epochs.len() + 1, tally.measured())?;
+            bar.set_message(format!("test accuracy {:.4}", epoch.test_accuracy));
+            epochs.push(epoch);
+        }
     }
     Ok(Outcome { status, initial, epochs, total: total.measured(), network: trainer.into_network() })
 }

@@ -150,10 +150,15 @@ struct Store<'a, T> {
     scale: T,
 }
 
-// SAFETY: `apply` touches (row, col..col + live) of `out`, which has the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of the first row of `out`, which has the shape of the product.
 unsafe impl<T: Real> Apply<T> for Store<'_, T> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.out.shape() == (rows, cols)
+    }
+
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { out: self.out.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
@@ -161,9 +166,9 @@ unsafe impl<T: Real> Apply<T> for Store<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul(simd.splat(self.scale), sums)) };
+        unsafe { self.out.store::<S, UNIT>(simd, col, live, simd.mul(simd.splat(self.scale), sums)) };
     }
 }
 
@@ -179,16 +184,21 @@ unsafe impl<T: Real> Apply<T> for Accumulate<'_, T> {
         self.out.shape() == (rows, cols)
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { out: self.out.skip_rows(rows), ..self }
+    }
+
     fn is_unit(&self) -> bool {
         self.out.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let old = unsafe { self.out.load::<S, UNIT>(simd, row, col, live) };
+        let old = unsafe { self.out.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
-        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul_add(simd.splat(self.scale), sums, old)) };
+        unsafe { self.out.store::<S, UNIT>(simd, col, live, simd.mul_add(simd.splat(self.scale), sums, old)) };
     }
 }
 
@@ -201,12 +211,12 @@ struct Drive<'a, T> {
 
 impl<T: Real> Drive<'_, T> {
     #[inline(always)]
-    unsafe fn store<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
+    unsafe fn store<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
         // SAFETY: passed on.
-        let bias = unsafe { self.bias.load::<S, UNIT>(simd, row, col, live) };
+        let bias = unsafe { self.bias.load::<S, UNIT>(simd, col, live) };
         let drive = simd.add(simd.add(sums, bias), simd.splat(T::ZERO));
         // SAFETY: passed on.
-        unsafe { self.drive.store::<S, UNIT>(simd, row, col, live, drive) };
+        unsafe { self.drive.store::<S, UNIT>(simd, col, live, drive) };
         drive
     }
 }
@@ -217,14 +227,19 @@ unsafe impl<T: Real> Apply<T> for Drive<'_, T> {
         self.drive.shape() == (rows, cols) && self.bias.shape() == (rows, cols)
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { drive: self.drive.skip_rows(rows), bias: self.bias.skip_rows(rows) }
+    }
+
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.bias.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        unsafe { self.store::<S, UNIT>(simd, sums, row, col, live) };
+        unsafe { self.store::<S, UNIT>(simd, sums, col, live) };
     }
 }
 
@@ -241,16 +256,21 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Forward<'_, T, A> {
         self.drive.fits(rows, cols) && self.mean.shape() == (rows, cols)
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { drive: self.drive.skip_rows(rows), mean: self.mean.skip_rows(rows), ..self }
+    }
+
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.mean.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let drive = unsafe { self.drive.store::<S, UNIT>(simd, sums, row, col, live) };
+        let drive = unsafe { self.drive.store::<S, UNIT>(simd, sums, col, live) };
         // SAFETY: contract of `apply`.
-        unsafe { self.mean.store::<S, UNIT>(simd, row, col, live, self.activation.value::<T, S>(simd, drive)) };
+        unsafe { self.mean.store::<S, UNIT>(simd, col, live, self.activation.value::<T, S>(simd, drive)) };
     }
 }
 
@@ -290,10 +310,15 @@ impl<T: Real> Nudge<T> {
     }
 }
 
-// SAFETY: `apply` touches (row, col..col + live) of operands that have the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of the first row of operands that have the shape of the product.
 unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
         [self.drive.shape(), self.mean.shape(), self.diff.shape()] == [(rows, cols); 3]
+    }
+
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { drive: self.drive.skip_rows(rows), mean: self.mean.skip_rows(rows), diff: self.diff.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
@@ -301,17 +326,17 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let drive = unsafe { self.drive.load::<S, UNIT>(simd, row, col, live) };
+        let drive = unsafe { self.drive.load::<S, UNIT>(simd, col, live) };
         let hi = simd.mul_add(simd.splat(self.nudge.up), sums, drive);
         let lo = simd.mul_add(simd.splat(self.nudge.down), sums, drive);
         let q = simd.mul(simd.splat(self.nudge.gain), sums);
         let (mean, diff) = self.nudge.settle(simd, self.activation, hi, lo, q);
         // SAFETY: contract of `apply`.
-        unsafe { self.mean.store::<S, UNIT>(simd, row, col, live, mean) };
+        unsafe { self.mean.store::<S, UNIT>(simd, col, live, mean) };
         // SAFETY: contract of `apply`.
-        unsafe { self.diff.store::<S, UNIT>(simd, row, col, live, diff) };
+        unsafe { self.diff.store::<S, UNIT>(simd, col, live, diff) };
     }
 }
 
@@ -332,19 +357,24 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
         self.dyad.fits(rows, cols)
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { dyad: self.dyad.skip_rows(rows), ..self }
+    }
+
     fn is_unit(&self) -> bool {
         self.dyad.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         let Dyad { drive, mean, diff, nudge, activation } = self.dyad;
         // SAFETY: contract of `apply`.
-        let a = unsafe { drive.load::<S, UNIT>(simd, row, col, live) };
+        let a = unsafe { drive.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
-        let old_mean = unsafe { mean.load::<S, UNIT>(simd, row, col, live) };
+        let old_mean = unsafe { mean.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
-        let old_diff = unsafe { diff.load::<S, UNIT>(simd, row, col, live) };
+        let old_diff = unsafe { diff.load::<S, UNIT>(simd, col, live) };
         let (fresh, kept) = (simd.splat(self.fresh), simd.splat(self.kept));
         let upper = simd.mul_add(simd.splat(T::ONE - nudge.alpha), old_diff, old_mean);
         let lower = simd.neg_mul_add(simd.splat(nudge.alpha), old_diff, old_mean);
@@ -353,9 +383,9 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
         let q = simd.mul_add(fresh, simd.mul(simd.splat(nudge.gain), sums), simd.mul(kept, old_diff));
         let (new_mean, new_diff) = nudge.settle(simd, activation, hi, lo, q);
         // SAFETY: contract of `apply`.
-        unsafe { mean.store::<S, UNIT>(simd, row, col, live, new_mean) };
+        unsafe { mean.store::<S, UNIT>(simd, col, live, new_mean) };
         // SAFETY: contract of `apply`.
-        unsafe { diff.store::<S, UNIT>(simd, row, col, live, new_diff) };
+        unsafe { diff.store::<S, UNIT>(simd, col, live, new_diff) };
     }
 }
 
@@ -372,16 +402,21 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Derivative<'_, T, A> {
         [self.drive.shape(), self.diff.shape()] == [(rows, cols); 2]
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { drive: self.drive.skip_rows(rows), diff: self.diff.skip_rows(rows), ..self }
+    }
+
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.diff.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let drive = unsafe { self.drive.load::<S, UNIT>(simd, row, col, live) };
+        let drive = unsafe { self.drive.load::<S, UNIT>(simd, col, live) };
         let slope = self.activation.derivative::<T, S>(simd, drive);
         // SAFETY: contract of `apply`.
-        unsafe { self.diff.store::<S, UNIT>(simd, row, col, live, simd.mul(slope, sums)) };
+        unsafe { self.diff.store::<S, UNIT>(simd, col, live, simd.mul(slope, sums)) };
     }
 }

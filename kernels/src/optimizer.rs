@@ -171,10 +171,15 @@ impl<T: Real> Step<'_, T> {
     }
 }
 
-// SAFETY: `apply` touches (row, col..col + live) of `weights`, which has the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of the first row of `weights`, which has the shape of the product.
 unsafe impl<T: Real> Apply<T> for Step<'_, T> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.weights.shape() == (rows, cols)
+    }
+
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { weights: self.weights.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
@@ -182,12 +187,12 @@ unsafe impl<T: Real> Apply<T> for Step<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.weights.load::<S, UNIT>(simd, row, col, live) };
+        let w = unsafe { self.weights.load::<S, UNIT>(simd, col, live) };
         let new = self.descend(simd, w, self.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
-        unsafe { self.weights.store::<S, UNIT>(simd, row, col, live, new) };
+        unsafe { self.weights.store::<S, UNIT>(simd, col, live, new) };
     }
 }
 
@@ -204,21 +209,26 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
         self.step.fits(rows, cols) && self.momentum.shape() == (rows, cols)
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { step: self.step.skip_rows(rows), momentum: self.momentum.skip_rows(rows), ..self }
+    }
+
     fn is_unit(&self) -> bool {
         self.step.is_unit() && self.momentum.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
+        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
-        let m = unsafe { self.momentum.load::<S, UNIT>(simd, row, col, live) };
+        let m = unsafe { self.momentum.load::<S, UNIT>(simd, col, live) };
         let m = simd.mul_add(simd.splat(self.mu), m, self.step.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
-        unsafe { self.momentum.store::<S, UNIT>(simd, row, col, live, m) };
+        unsafe { self.momentum.store::<S, UNIT>(simd, col, live, m) };
         // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, self.step.descend(simd, w, m)) };
+        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, self.step.descend(simd, w, m)) };
     }
 }
 
@@ -241,27 +251,32 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
         self.step.fits(rows, cols) && [self.first.shape(), self.second.shape()] == [(rows, cols); 2]
     }
 
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { step: self.step.skip_rows(rows), first: self.first.skip_rows(rows), second: self.second.skip_rows(rows), ..self }
+    }
+
     fn is_unit(&self) -> bool {
         self.step.is_unit() && self.first.is_unit() && self.second.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
+        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
-        let m = unsafe { self.first.load::<S, UNIT>(simd, row, col, live) };
+        let m = unsafe { self.first.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
-        let v = unsafe { self.second.load::<S, UNIT>(simd, row, col, live) };
+        let v = unsafe { self.second.load::<S, UNIT>(simd, col, live) };
         let g = self.step.gradient(simd, sums, w);
         let m = simd.mul_add(simd.splat(self.beta1), m, simd.mul(simd.splat(self.rest1), g));
         let v = simd.mul_add(simd.splat(self.beta2), v, simd.mul(simd.mul(simd.splat(self.rest2), g), g));
         let direction = simd.div(m, simd.add(simd.sqrt(v), simd.splat(self.epsilon)));
         // SAFETY: contract of `apply`.
-        unsafe { self.first.store::<S, UNIT>(simd, row, col, live, m) };
+        unsafe { self.first.store::<S, UNIT>(simd, col, live, m) };
         // SAFETY: contract of `apply`.
-        unsafe { self.second.store::<S, UNIT>(simd, row, col, live, v) };
+        unsafe { self.second.store::<S, UNIT>(simd, col, live, v) };
         // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, self.step.descend(simd, w, direction)) };
+        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, self.step.descend(simd, w, direction)) };
     }
 }

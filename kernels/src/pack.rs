@@ -124,28 +124,59 @@ impl<T: Real> Kernel<T> for Copied<'_, T> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        if self.view.col_stride() == 1 { self.rows::<S, true>(simd) } else { self.rows::<S, false>(simd) }
+        match (self.view.col_stride() == 1, self.width) {
+            // The heights of bands: chunks of a constant length.
+            (true, 8) => self.chunks::<8>(),
+            (true, 6) => self.chunks::<6>(),
+            (true, 4) => self.chunks::<4>(),
+            (true, _) => self.vectors::<S, true>(simd),
+            (false, _) => self.vectors::<S, false>(simd),
+        }
     }
 }
 
+// Both walk eight rows at a time: few enough cache lines, whatever the strides, that none evicts another.
 impl<T: Real> Copied<'_, T> {
     #[inline(always)]
-    fn rows<S: Vector<T>, const UNIT: bool>(self, simd: S) {
+    fn chunks<const W: usize>(self) {
+        let (depth, cols) = (self.view.nrows(), self.view.ncols());
+        for p0 in (0..depth).step_by(SQUARE) {
+            let deep = SQUARE.min(depth - p0);
+            for j0 in (0..cols).step_by(W) {
+                let wide = W.min(cols - j0);
+                let (blocks, _) = self.to[j0 * depth + p0 * W..][..deep * W].as_chunks_mut::<W>();
+                for (p, to) in blocks.iter_mut().enumerate() {
+                    let at = self.view.as_ptr().wrapping_offset((p0 + p) as isize * self.view.row_stride()).wrapping_add(j0);
+                    if wide == W {
+                        // SAFETY: `W` contiguous elements of row `p0 + p` from column `j0`, as `j0 + W ≤ cols`.
+                        *to = unsafe { at.cast::<[T; W]>().read() };
+                    } else {
+                        for (j, to) in to.iter_mut().enumerate().take(wide.next_multiple_of(self.lanes).min(W)) {
+                            *to = if j < wide { self.view[(p0 + p, j0 + j)] } else { T::ZERO };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn vectors<S: Vector<T>, const UNIT: bool>(self, simd: S) {
         let (depth, cols) = (self.view.nrows(), self.view.ncols());
         let from = Input::new(self.view);
-        // Eight rows at a time: few enough cache lines, whatever the strides, that none evicts another.
         for p0 in (0..depth).step_by(SQUARE) {
             let deep = SQUARE.min(depth - p0);
             for j0 in (0..cols).step_by(self.width) {
                 let wide = self.width.min(cols - j0);
                 let start = j0 * depth + p0 * self.width;
                 for (p, to) in self.to[start..start + deep * self.width].chunks_exact_mut(self.width).enumerate() {
+                    let row = from.skip_rows(p0 + p);
                     for j in (0..wide).step_by(S::LANES) {
                         let live = S::LANES.min(wide - j);
-                        // SAFETY: `p0 + p < depth`, `j0 + j + live ≤ cols`, `1 ≤ live ≤ LANES`.
-                        let x = unsafe { from.load::<S, UNIT>(simd, p0 + p, j0 + j, live) };
+                        // SAFETY: `p0 + p < depth`, `j0 + j + live ≤ cols`, `1 ≤ live ≤ LANES`, and `UNIT` was asked for.
+                        let x = unsafe { row.load::<S, UNIT>(simd, j0 + j, live) };
                         // SAFETY: `j + live ≤ wide ≤ width = to.len()`.
-                        unsafe { simd.store_live(to.as_mut_ptr().add(j), live, x) };
+                        unsafe { simd.store_live(to[j..].as_mut_ptr(), live, x) };
                     }
                     to[wide..wide.next_multiple_of(self.lanes)].fill(T::ZERO);
                 }

@@ -18,7 +18,7 @@ use crate::buffer::Buffer;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::pack::{Bands, Panels, pack_blocks, panel_width};
-use crate::tile::{self, Tile};
+use crate::tile::{self, Operand, Tiles};
 use crate::vector::{Real, Vector};
 
 /// What happens to a finished sum: the inner part of an [`Epilogue`], compiled for each instruction set.
@@ -33,12 +33,15 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// Whether the columns of all operands are contiguous.
     fn is_unit(&self) -> bool;
 
-    /// Takes the sums of elements `(row, col..col + live)`.
+    /// The same without the first rows of the product.
+    fn skip_rows(self, rows: usize) -> Self;
+
+    /// Takes the sums of elements `col..col + live` of the first row.
     ///
     /// # Safety
-    /// [`fits`](Self::fits) holds for a shape with `row < rows`, `col + live ≤ cols`, `1 ≤ live ≤ LANES`; no two calls on one product
-    /// share an element; `UNIT` only if [`is_unit`](Self::is_unit).
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize);
+    /// `self` is [`skip_rows`](Self::skip_rows) of an epilogue that [`fits`](Self::fits) a product with that row; `col + live ≤ cols`,
+    /// `1 ≤ live ≤ LANES`; no two calls on one product share an element; `UNIT` only if [`is_unit`](Self::is_unit).
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize);
 }
 
 /// An [`Apply`] behind a pointer, so that the loops are compiled once.
@@ -137,7 +140,9 @@ impl Blocking {
     pub fn streaming_rows<T: Real>(isa: Isa, depth: usize) -> Self {
         let (mr, width) = (isa.tile().0, panel_width::<T>(isa));
         let kc = depth.clamp(1, 512);
-        Self { mc: mr, kc, nc: 4, group: (2 * CACHE / size_of::<T>() / (kc * width)).max(1) }
+        let near = 2 * CACHE / size_of::<T>() / (kc * width);
+        let nc = near.clamp(1, 16);
+        Self { mc: mr, kc, nc, group: (near / nc).max(1) }
     }
 
     /// A few rows against a right operand that is read in place row by row (weights of a small batch): shallow blocks of depth, so
@@ -295,20 +300,16 @@ impl<T: Real> Work<'_, T> {
         let (sums, packed) = scratch.split_at_mut(self.mc * stride);
         for p0 in (0..self.depth.max(1)).step_by(self.kc) {
             let deep = self.kc.min(self.depth - p0);
-            for panel in 0..panels {
+            let mut panel = 0;
+            while panel < panels {
                 let j0 = (panel0 + panel) * self.width;
                 let cols = self.width.min(self.n - j0);
-                let vectors = cols.div_ceil(self.width / self.nv);
-                let (right, lane_step) = self.right(p0, deep, j0, cols, packed);
-                for i in (0..height).step_by(self.mr) {
-                    let high = self.mr.min(height - i);
-                    let at = &mut sums[i * stride + panel * self.width..];
-                    // SAFETY: depth `p0..p0 + deep`, rows `i0 + i..i0 + i + high` and columns `j0..j0 + cols` are in the product; `at` holds
-                    // `high` rows of `stride` elements less what is before this panel.
-                    let tile = unsafe { self.tile(p0, deep, i0 + i, right, lane_step, at, stride) };
-                    // SAFETY: `1 ≤ high ≤ mr ≤ MAX_MR` and `1 ≤ vectors ≤ nv ≤ MAX_NV`, the shape described above.
-                    unsafe { tile::run(self.isa, &tile, high, vectors) };
-                }
+                // Panels that lie as they should, and one behind the other.
+                let alike = if self.lies_well(cols) { (self.n - j0).div_euclid(self.width).clamp(1, panels - panel) } else { 1 };
+                let lanes = self.right(p0, deep, j0, cols, packed);
+                let at = &mut sums[panel * self.width..];
+                self.tiles(p0, deep, i0, height, lanes, (cols, alike), at, stride);
+                panel += alike;
             }
         }
         let j0 = panel0 * self.width;
@@ -318,49 +319,94 @@ impl<T: Real> Work<'_, T> {
         unsafe { self.epilogue.finish(self.isa, &block) };
     }
 
-    /// The tile from `row` over `deep` steps of depth from `depth0`, with the right operand from [`right`](Self::right).
-    ///
-    /// # Safety
-    /// `row` and `depth0..depth0 + deep` are in the product, `right` came from `self.right(depth0, deep, …)`, and the tile is run with no
-    /// more rows than the product or `sums` (rows `stride` apart) has, and with the vectors of that panel.
-    #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "two operands and an output")]
-    unsafe fn tile(&self, depth0: usize, deep: usize, row: usize, right: *const T, lane_step: isize, sums: &mut [T], stride: usize) -> Tile<T> {
-        let (left, row_stride, row_step) = self.left(depth0, row);
-        // SAFETY, by the numbers of the contract: 1. `self.left`; 2. `self.right`; 3. `sums` is borrowed mutably.
-        unsafe { Tile::new(left, row_stride, row_step, right, lane_step, deep, sums.as_mut_ptr(), stride, depth0 > 0) }
-    }
-
-    /// Pointer to element `(row, depth0)` of the left operand, and its strides along rows and depth, good for a band from `row`.
-    fn left(&self, depth0: usize, row: usize) -> (*const T, isize, isize) {
-        match self.rows {
-            Rows::View(view) => {
-                let (row_stride, row_step) = (view.row_stride(), view.col_stride());
-                (view.as_ptr().wrapping_offset(row as isize * row_stride + depth0 as isize * row_step), row_stride, row_step)
-            }
-            // `row` starts a band: blocks of rows are whole bands.
-            Rows::Packed(bands) => {
-                let from = row * self.depth + depth0 * self.mr;
-                (bands.as_slice().as_ptr().wrapping_add(from), 1, self.mr as isize)
+    /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns, the first of them at `lanes`, over one block of depth.
+    #[expect(clippy::too_many_arguments, reason = "a piece of a product in three dimensions")]
+    fn tiles(
+        &self,
+        p0: usize,
+        deep: usize,
+        i0: usize,
+        height: usize,
+        lanes: Operand<*const T>,
+        (cols, alike): (usize, usize),
+        sums: &mut [T],
+        stride: usize,
+    ) {
+        let vectors = cols.div_ceil(self.width / self.nv);
+        let mut run = |i: usize, high: usize, count: usize, along_rows: bool, lanes: Operand<*const T>, panel: usize| {
+            let rows = self.left(p0, i0 + i);
+            let at = sums[i * stride + panel * self.width..].as_mut_ptr();
+            let sums_jump = if along_rows { self.mr * stride } else { self.width };
+            let tiles = Tiles {
+                rows: Operand { jump: if along_rows { rows.jump } else { 0 }, ..rows },
+                lanes: Operand { jump: if along_rows { 0 } else { lanes.jump }, ..lanes },
+                sums: Operand { at, row: stride as isize, step: 0, jump: sums_jump as isize },
+                depth: deep,
+                count,
+                resume: p0 > 0,
+            };
+            // SAFETY: `1 ≤ high ≤ mr ≤ MAX_MR`, `1 ≤ vectors ≤ nv ≤ MAX_NV`, and
+            // 1. `self.left` is good for the whole bands, or the rest of one, that `count` and `high` span within `height` rows;
+            // 2. `self.right` is good for `alike` panels, and `count` is `alike` when the tiles go along them;
+            // 3. `sums` has `height` rows of `stride` elements, of which `alike` panels are ours.
+            unsafe { tile::run(self.isa, &tiles, high, vectors) };
+        };
+        let whole = height / self.mr;
+        let rest = height % self.mr;
+        if alike > whole {
+            (0..height).step_by(self.mr).for_each(|i| run(i, self.mr.min(height - i), alike, false, lanes, 0));
+            return;
+        }
+        for panel in 0..alike {
+            let lanes = Operand { at: lanes.at.wrapping_offset(panel as isize * lanes.jump), ..lanes };
+            run(0, self.mr, whole, true, lanes, panel);
+            if rest > 0 {
+                run(whole * self.mr, rest, 1, true, lanes, panel);
             }
         }
     }
 
-    /// Pointer to element `(depth0, col)` of the right operand and its stride along the depth, with whole vectors readable over
-    /// `deep` rows: where they would reach past the last column, or the columns are not contiguous, they are copied to `packed`.
-    fn right(&self, depth0: usize, deep: usize, col: usize, cols: usize, packed: &mut [T]) -> (*const T, isize) {
+    /// Element `(depth0, row)` of the left operand and the way from there; the jump is to the next band.
+    fn left(&self, depth0: usize, row: usize) -> Operand<*const T> {
+        match self.rows {
+            Rows::View(view) => {
+                let (row_stride, step) = (view.row_stride(), view.col_stride());
+                let at = view.as_ptr().wrapping_offset(row as isize * row_stride + depth0 as isize * step);
+                Operand { at, row: row_stride, step, jump: self.mr as isize * row_stride }
+            }
+            // `row` starts a band: blocks of rows are whole bands.
+            Rows::Packed(bands) => {
+                let at = bands.as_slice().as_ptr().wrapping_add(row * self.depth + depth0 * self.mr);
+                Operand { at, row: 1, step: self.mr as isize, jump: (self.depth * self.mr) as isize }
+            }
+        }
+    }
+
+    /// Whether a panel of `cols` columns can be read where it is: packed, or contiguous and whole.
+    fn lies_well(&self, cols: usize) -> bool {
+        match self.lanes {
+            Lanes::Packed(_) => true,
+            Lanes::View(view) => view.col_stride() == 1 && cols == self.width,
+        }
+    }
+
+    /// Element `(depth0, col)` of the right operand and the way from there, with whole vectors readable over `deep` rows; the jump is
+    /// to the next panel. A panel that does not lie well is copied to `packed`.
+    fn right(&self, depth0: usize, deep: usize, col: usize, cols: usize, packed: &mut [T]) -> Operand<*const T> {
+        let width = self.width as isize;
         match self.lanes {
             Lanes::Packed(panels) => {
-                let from = col * self.depth + depth0 * self.width;
-                (panels.as_slice().as_ptr().wrapping_add(from), self.width as isize)
+                let at = panels.as_slice().as_ptr().wrapping_add(col * self.depth + depth0 * self.width);
+                Operand { at, row: 0, step: width, jump: self.depth as isize * width }
             }
-            Lanes::View(view) if view.col_stride() == 1 && cols == self.width => {
+            Lanes::View(view) if self.lies_well(cols) => {
                 let at = view.as_ptr().wrapping_offset(depth0 as isize * view.row_stride()).wrapping_add(col);
-                (at, view.row_stride())
+                Operand { at, row: 0, step: view.row_stride(), jump: width }
             }
             Lanes::View(view) => {
-                pack_blocks(self.isa, &mut packed[..deep * self.width], self.width, self.width / self.nv, view.submatrix(depth0, col, deep, cols));
-                (packed.as_ptr(), self.width as isize)
+                let panel = &mut packed[..deep * self.width];
+                pack_blocks(self.isa, panel, self.width, self.width / self.nv, view.submatrix(depth0, col, deep, cols));
+                Operand { at: packed.as_ptr(), row: 0, step: width, jump: 0 }
             }
         }
     }
@@ -384,18 +430,19 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Applied<'_, '_, T, A> {
 impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
     #[inline(always)]
     fn rows<S: Vector<T>, const UNIT: bool>(self, simd: S) {
-        let (epilogue, Sums { sums, stride, i0, height, j0, cols }) = (self.epilogue, self.block);
-        for i in 0..*height {
+        let Sums { sums, stride, i0, height, j0, cols } = *self.block;
+        for i in 0..height {
+            let epilogue = self.epilogue.skip_rows(i0 + i);
             let (vectors, _) = S::as_vectors(&sums[i * stride..(i + 1) * stride]);
             let whole = cols / S::LANES;
             for (v, &sums) in vectors.iter().enumerate().take(whole) {
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.
-                unsafe { epilogue.apply::<S, UNIT>(simd, sums, i0 + i, j0 + v * S::LANES, S::LANES) };
+                unsafe { epilogue.apply::<S, UNIT>(simd, sums, j0 + v * S::LANES, S::LANES) };
             }
             let rest = cols % S::LANES;
             if rest > 0 {
                 // SAFETY: as above, with `whole·LANES + rest = cols`.
-                unsafe { epilogue.apply::<S, UNIT>(simd, vectors[whole], i0 + i, j0 + whole * S::LANES, rest) };
+                unsafe { epilogue.apply::<S, UNIT>(simd, vectors[whole], j0 + whole * S::LANES, rest) };
             }
         }
     }

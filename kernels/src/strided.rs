@@ -50,6 +50,16 @@ impl<'a, T: Real> Input<'a, T> {
         }
     }
 
+    /// The same without the first rows.
+    ///
+    /// # Panics
+    /// If there are fewer rows.
+    #[inline(always)]
+    pub fn skip_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows);
+        Self { ptr: self.ptr.wrapping_offset(rows as isize * self.row_stride), rows: self.rows - rows, ..self }
+    }
+
     /// Rows and columns.
     pub fn shape(self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -60,21 +70,20 @@ impl<'a, T: Real> Input<'a, T> {
         self.col_stride == 1
     }
 
-    /// Elements `(row, col..col + live)`; the other lanes are zero.
+    /// Elements `col..col + live` of the first row; the other lanes are zero.
     ///
     /// # Safety
-    /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; nobody writes these elements meanwhile; `UNIT` only if
+    /// There is a row, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; nobody writes these elements meanwhile; `UNIT` only if
     /// [`is_unit`](Self::is_unit).
     #[inline(always)]
-    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
+    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize) -> S::V {
         let stride = if UNIT { 1 } else { self.col_stride };
-        // SAFETY: (row, col) is an element of the view (contract).
-        let at = unsafe { self.ptr.offset(row as isize * self.row_stride + col as isize * stride) };
+        let at = self.ptr.wrapping_offset(col as isize * stride);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.load_live(at, live) };
         }
-        // SAFETY: elements (row, col..col + live) are in the view (contract).
+        // SAFETY: `live` elements of the view (contract).
         unsafe { gather(simd, at, stride, live) }
     }
 }
@@ -122,6 +131,16 @@ impl<'a, T: Real> Output<'a, T> {
         }
     }
 
+    /// The same without the first rows.
+    ///
+    /// # Panics
+    /// If there are fewer rows.
+    #[inline(always)]
+    pub fn skip_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows);
+        Self { ptr: self.ptr.wrapping_offset(rows as isize * self.row_stride), rows: self.rows - rows, ..self }
+    }
+
     /// Rows and columns.
     pub fn shape(self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -132,33 +151,31 @@ impl<'a, T: Real> Output<'a, T> {
         self.col_stride == 1
     }
 
-    /// Elements `(row, col..col + live)`; the other lanes are zero.
+    /// Elements `col..col + live` of the first row; the other lanes are zero.
     ///
     /// # Safety
-    /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
+    /// There is a row, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
     /// [`is_unit`](Self::is_unit).
     #[inline(always)]
-    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
+    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize) -> S::V {
         let stride = if UNIT { 1 } else { self.col_stride };
-        // SAFETY: (row, col) is an element of the view (contract).
-        let at = unsafe { self.ptr.offset(row as isize * self.row_stride + col as isize * stride) };
+        let at = self.ptr.wrapping_offset(col as isize * stride);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.load_live(at, live) };
         }
-        // SAFETY: elements (row, col..col + live) are in the view (contract).
+        // SAFETY: `live` elements of the view (contract).
         unsafe { gather(simd, at, stride, live) }
     }
 
-    /// Overwrites elements `(row, col..col + live)` with the first lanes.
+    /// Overwrites elements `col..col + live` of the first row with the first lanes.
     ///
     /// # Safety
     /// As for [`load`](Self::load).
     #[inline(always)]
-    pub unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize, value: S::V) {
+    pub unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize, value: S::V) {
         let stride = if UNIT { 1 } else { self.col_stride };
-        // SAFETY: (row, col) is an element of the view (contract).
-        let at = unsafe { self.ptr.offset(row as isize * self.row_stride + col as isize * stride) };
+        let at = self.ptr.wrapping_offset(col as isize * stride);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.store_live(at, live, value) };
@@ -167,8 +184,8 @@ impl<'a, T: Real> Output<'a, T> {
         // SAFETY: `live ≤ LANES ≤ MAX_LANES` elements of `lanes` are writable.
         unsafe { simd.store_live(lanes.as_mut_ptr(), live, value) };
         for (l, &x) in lanes.iter().enumerate().take(live) {
-            // SAFETY: `l < live`, so (row, col + l) is in the view (contract).
-            unsafe { at.offset(l as isize * stride).write(x) };
+            // SAFETY: `l < live`, so column `col + l` is in the view (contract).
+            unsafe { at.wrapping_offset(l as isize * stride).write(x) };
         }
     }
 }
@@ -183,7 +200,7 @@ unsafe fn gather<T: Real, S: Vector<T>>(simd: S, at: *const T, stride: isize, li
     let mut lanes = [T::ZERO; MAX_LANES];
     for (l, x) in lanes.iter_mut().enumerate().take(live) {
         // SAFETY: `l < live` (contract).
-        *x = unsafe { *at.offset(l as isize * stride) };
+        *x = unsafe { *at.wrapping_offset(l as isize * stride) };
     }
     // SAFETY: `1 ≤ live ≤ LANES ≤ MAX_LANES` elements of `lanes`.
     unsafe { simd.load_live(lanes.as_ptr(), live) }

@@ -7,119 +7,100 @@ use crate::vector::{Real, Vector};
 pub(crate) const MAX_MR: usize = 8;
 pub(crate) const MAX_NV: usize = 3;
 
-/// One tile's work: `sums[r][l] (+)= Σ_p rows[r][p·row_step] · lanes[p·lane_step + l]` for `r < R`, `l < V·LANES`.
+/// A run of tiles: `sums[r][l] (+)= Σ_p rows[r][p]·lanes[p][l]` for `r < R`, `l < V·LANES`, and the same again a jump further.
 ///
 /// Each sum is one chain of fused multiply-adds in ascending `p`, begun at zero or continued from the stored sum, so that
 /// cutting the depth into blocks changes no bit.
-pub(crate) struct Tile<T> {
-    rows: [*const T; MAX_MR],
-    row_step: isize,
-    lanes: *const T,
-    lane_step: isize,
-    depth: usize,
-    sums: *mut T,
-    sums_stride: usize,
-    resume: bool,
+pub(crate) struct Tiles<T> {
+    pub(crate) rows: Operand<*const T>,
+    pub(crate) lanes: Operand<*const T>,
+    pub(crate) sums: Operand<*mut T>,
+    pub(crate) depth: usize,
+    pub(crate) count: usize,
+    pub(crate) resume: bool,
 }
 
-impl<T: Real> Tile<T> {
-    /// A tile of `R` rows and `V` vectors.
-    ///
-    /// # Safety
-    /// For as long as the tile is used, with the `R`, `V` and instruction set that it is [`run`] with:
-    /// 1. `rows + r·row_stride + p·row_step` is readable for all `r < R`, `p < depth`;
-    /// 2. `lanes + p·lane_step + l` is readable for all `p < depth`, `l < V·LANES`;
-    /// 3. `sums + r·sums_stride + l` is readable and writable, by nobody else, for all `r < R`, `l < V·LANES`.
-    #[expect(clippy::too_many_arguments, reason = "two strided operands and an output: the contract names each")]
-    pub(crate) unsafe fn new(
-        rows: *const T,
-        row_stride: isize,
-        row_step: isize,
-        lanes: *const T,
-        lane_step: isize,
-        depth: usize,
-        sums: *mut T,
-        sums_stride: usize,
-        resume: bool,
-    ) -> Self {
-        let rows = core::array::from_fn(|r| rows.wrapping_offset(r as isize * row_stride));
-        Self { rows, row_step, lanes, lane_step, depth, sums, sums_stride, resume }
-    }
+/// Where one operand of a run of tiles is, in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<P> {
+    pub(crate) at: P,
+    /// From one row of the tile to the next (not used for the lanes, which are the columns).
+    pub(crate) row: isize,
+    /// From one step of depth to the next (not used for the sums, which have none).
+    pub(crate) step: isize,
+    /// From one tile to the next.
+    pub(crate) jump: isize,
 }
 
-/// Computes the tile with `rows` rows and `vectors` vectors.
+/// Computes tiles of `rows` rows and `vectors` vectors.
 ///
 /// # Safety
-/// `rows` and `vectors` are those of the contract of [`Tile::new`], within `1..=MAX_MR` and `1..=MAX_NV`.
+/// `1 ≤ rows ≤ MAX_MR`, `1 ≤ vectors ≤ MAX_NV`, and for every tile `t < count`, with each operand `t·jump` further:
+/// 1. `rows.at + r·row + p·step` is readable for all `r < rows`, `p < depth`;
+/// 2. `lanes.at + p·step + l` is readable for all `p < depth`, `l < vectors·LANES`;
+/// 3. `sums.at + r·row + l` is readable and writable, by nobody else, for all `r < rows`, `l < vectors·LANES`.
 #[inline(always)]
-pub(crate) unsafe fn run<T: Real>(isa: Isa, tile: &Tile<T>, rows: usize, vectors: usize) {
-    Table::<T>::KERNELS[rows - 1][vectors - 1](isa, tile);
+pub(crate) unsafe fn run<T: Real>(isa: Isa, tiles: &Tiles<T>, rows: usize, vectors: usize) {
+    Table::<T>::KERNELS[rows - 1][vectors - 1](isa, tiles);
 }
 
-/// The sums of a tile of `R` rows and `V` vectors, in registers.
-///
-/// # Safety
-/// `R` and `V` are those of the contract of [`Tile::new`].
-#[inline(always)]
-pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: usize>(simd: S, tile: &Tile<T>) -> [[S::V; V]; R] {
-    let mut acc = [[simd.splat(T::ZERO); V]; R];
-    if tile.resume {
-        for r in 0..R {
-            for v in 0..V {
-                // SAFETY: contract 3 of `Tile::new`, `r < R`, `v < V`.
-                let at = unsafe { tile.sums.add(r * tile.sums_stride + v * S::LANES) };
-                // SAFETY: as above; `LANES` elements.
-                acc[r][v] = unsafe { at.cast::<S::V>().read_unaligned() };
-            }
-        }
-    }
-    let mut lanes = tile.lanes;
-    let mut offset = 0isize;
-    for _ in 0..tile.depth {
-        let mut b = [simd.splat(T::ZERO); V];
-        for v in 0..V {
-            // SAFETY: contract 2, `p < depth`, `v < V`.
-            b[v] = unsafe { lanes.add(v * S::LANES).cast::<S::V>().read_unaligned() };
-        }
-        for r in 0..R {
-            // SAFETY: contract 1, `r < R`, `offset = p·row_step`.
-            let a = simd.splat(unsafe { *tile.rows[r].offset(offset) });
-            for v in 0..V {
-                acc[r][v] = simd.mul_add(a, b[v], acc[r][v]);
-            }
-        }
-        lanes = lanes.wrapping_offset(tile.lane_step);
-        offset += tile.row_step;
-    }
-    acc
-}
-
-struct Micro<'a, T, const R: usize, const V: usize>(&'a Tile<T>);
+struct Micro<'a, T, const R: usize, const V: usize>(&'a Tiles<T>);
 
 impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        let tile = self.0;
-        // SAFETY: whoever runs the tile with `R` rows and `V` vectors vouches for them (`run`).
-        let acc = unsafe { accumulate::<T, S, R, V>(simd, tile) };
-        for r in 0..R {
-            for v in 0..V {
-                // SAFETY: contract 3, `r < R`, `v < V`.
-                let at = unsafe { tile.sums.add(r * tile.sums_stride + v * S::LANES) };
-                // SAFETY: as above; `LANES` elements.
-                unsafe { at.cast::<S::V>().write_unaligned(acc[r][v]) };
+        let Tiles { mut rows, mut lanes, mut sums, depth, count, resume } = *self.0;
+        for _ in 0..count {
+            let mut acc = [[simd.splat(T::ZERO); V]; R];
+            if resume {
+                for r in 0..R {
+                    for v in 0..V {
+                        let at = sums.at.wrapping_offset(r as isize * sums.row).wrapping_add(v * S::LANES);
+                        // SAFETY: contract 3 of `run`, `r < R`, `v < V`.
+                        acc[r][v] = unsafe { at.cast::<S::V>().read_unaligned() };
+                    }
+                }
             }
+            let row: [*const T; R] = core::array::from_fn(|r| rows.at.wrapping_offset(r as isize * rows.row));
+            let mut lane = lanes.at;
+            let mut offset = 0isize;
+            for _ in 0..depth {
+                let mut b = [simd.splat(T::ZERO); V];
+                for v in 0..V {
+                    // SAFETY: contract 2, `p < depth`, `v < V`.
+                    b[v] = unsafe { lane.wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+                }
+                for r in 0..R {
+                    // SAFETY: contract 1, `r < R`, `offset = p·step`.
+                    let a = simd.splat(unsafe { *row[r].wrapping_offset(offset) });
+                    for v in 0..V {
+                        acc[r][v] = simd.mul_add(a, b[v], acc[r][v]);
+                    }
+                }
+                lane = lane.wrapping_offset(lanes.step);
+                offset += rows.step;
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    let at = sums.at.wrapping_offset(r as isize * sums.row).wrapping_add(v * S::LANES);
+                    // SAFETY: contract 3, `r < R`, `v < V`.
+                    unsafe { at.cast::<S::V>().write_unaligned(acc[r][v]) };
+                }
+            }
+            rows.at = rows.at.wrapping_offset(rows.jump);
+            lanes.at = lanes.at.wrapping_offset(lanes.jump);
+            sums.at = sums.at.wrapping_offset(sums.jump);
         }
     }
 }
 
 /// A micro-kernel of fixed shape; takes the instruction set at each call, which costs one predicted branch.
-type MicroKernel<T> = fn(Isa, &Tile<T>);
+type MicroKernel<T> = fn(Isa, &Tiles<T>);
 
-fn entry<T: Real, const R: usize, const V: usize>(isa: Isa, tile: &Tile<T>) {
-    isa.run::<T, _>(Micro::<T, R, V>(tile));
+fn entry<T: Real, const R: usize, const V: usize>(isa: Isa, tiles: &Tiles<T>) {
+    isa.run::<T, _>(Micro::<T, R, V>(tiles));
 }
 
 struct Table<T>(core::marker::PhantomData<T>);

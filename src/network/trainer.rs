@@ -6,7 +6,7 @@ use dualprop_kernels::optimizer::Update;
 use dualprop_kernels::reduce;
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
-use faer::prelude::Reborrow;
+use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{MatMut, MatRef};
 
 use super::order::{Start, sequence};
@@ -193,30 +193,78 @@ impl<T: Real> Trainer<T> {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Length`], [`Error::NotFinite`], [`Error::Label`] and [`Error::Parameter`] for the arguments;
-    /// [`Error::Diverged`] when a state or gradient has left the range of numbers. In every case the weights are those of before the step.
+    /// [`Error::Diverged`] when a state or gradient has left the range of numbers. In every case the weights are those of before the
+    /// update that failed: before the step, unless [`Schedule::Multistep`] had already done some.
     pub fn step(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>, learning_rate: f64) -> Result<Step<'_>, Error> {
+        self.check_rate(learning_rate)?;
+        let (loss, correct) = self.infer_batch(x, targets)?;
+        self.update(learning_rate);
+        if let (true, Schedule::Multistep(updates)) = (self.settings.nudges(), self.settings.schedule) {
+            let layers = self.network.layers();
+            for _ in 1..updates {
+                (1..=layers).chain((1..layers).rev()).for_each(|k| self.relax_layer(k));
+                self.check_states()?;
+                self.update(learning_rate);
+            }
+        }
+        Ok(self.report(loss, correct))
+    }
+
+    /// The part of a step before the update: forward pass and relaxation. [`gradient`](Self::gradient) then gives what an update would
+    /// follow, for callers who sum gradients over machines or apply them themselves.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn infer(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>) -> Result<Step<'_>, Error> {
+        let (loss, correct) = self.infer_batch(x, targets)?;
+        Ok(self.report(loss, correct))
+    }
+
+    /// Gradient of the mean loss from the states of the last [`infer`](Self::infer) (or of the last update of a
+    /// [`step`](Self::step)): `∂ℓ/∂W_k = −Δ_{k+1}ᵀ s̄_k/(β_{k+1}B)`, `widths[k+1] × widths[k]`, and for the bias `−Σ Δ_{k+1}/(β_{k+1}B)`.
+    /// Decay is not in it. Zero before the first batch.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] unless `k` is a layer of weights, [`Error::Shape`] and [`Error::Length`] for the outputs.
+    pub fn gradient(&mut self, k: usize, mut weights: MatMut<'_, T>, bias: &mut [T]) -> Result<(), Error> {
+        let layers = self.network.layers();
+        check::parameter("k", k as f64, "below the number of weight layers", k < layers)?;
+        let (n_out, n_in) = (self.network.widths[k + 1], self.network.widths[k]);
+        check::shape("weights", weights.rb(), (n_out, n_in))?;
+        check::length("bias", bias.len(), n_out)?;
+        let (scale, ones) = (self.scale(k), &self.ones[..]);
+        let operands = (self.units[k + 1].diff.view(), self.units[k].mean.view(), ones);
+        Synapse::gradient(&self.runtime, &mut self.work, weights.rb_mut(), bias, operands, scale);
+        Ok(())
+    }
+
+    fn report(&self, loss: f64, correct: usize) -> Step<'_> {
+        let cosine = self.alignment.as_ref().filter(|_| self.measuring).map_or(&[][..], |a| &a.cosine);
+        Step { loss, correct, updates: self.counts.updates, skipped: self.counts.skipped, cosine }
+    }
+
+    /// Checks and takes a batch, and relaxes. After an error the states are zero.
+    fn infer_batch(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>) -> Result<(f64, usize), Error> {
         let batch = self.ones.len();
         check::shape("x", x, (batch, self.network.widths[0]))?;
-        self.check_rate(learning_rate)?;
         targets.check(batch, self.targets.cols())?;
         (0..batch).for_each(|row| targets.write(row, self.targets.row_mut(row)));
         self.set_input(x)?;
         self.units[0].mean_stamp = self.clock.tick();
         self.steps += 1;
         self.counts = Counts::default();
-        let result = self.infer_and_update(learning_rate);
+        let result = self.settle();
         if result.is_err() {
             for units in &mut self.units {
                 units.mean.fill(T::ZERO);
                 units.diff.fill(T::ZERO);
+                units.forget();
             }
         }
-        let (loss, correct) = result?;
-        let cosine = self.alignment.as_ref().filter(|_| self.measuring).map_or(&[][..], |a| &a.cosine);
-        Ok(Step { loss, correct, updates: self.counts.updates, skipped: self.counts.skipped, cosine })
+        result
     }
 
-    fn infer_and_update(&mut self, learning_rate: f64) -> Result<(f64, usize), Error> {
+    fn settle(&mut self) -> Result<(f64, usize), Error> {
         let score = self.start()?;
         match self.settings.method {
             Method::Backprop => self.back_propagate(),
@@ -232,17 +280,6 @@ impl<T: Real> Trainer<T> {
         self.check_states()?;
         if self.measuring {
             self.measure();
-        }
-        self.update(learning_rate);
-        if let (true, Schedule::Multistep(updates)) = (self.settings.nudges(), self.settings.schedule) {
-            let layers = self.network.layers();
-            for _ in 1..updates {
-                for k in (1..=layers).chain((1..layers).rev()) {
-                    self.relax_layer(k);
-                }
-                self.check_states()?;
-                self.update(learning_rate);
-            }
         }
         Ok(score)
     }

@@ -339,6 +339,11 @@ pub fn scaled_dot(scale: Bounded, pairs: impl IntoIterator<Item = (Bounded, Boun
     scaled_sum(scale.precision.exact(0.0), scale, pairs, 1)
 }
 
+/// `start + scale · Σ x_i y_i`: one product and one addition more than [`dot`], `γ_{k+2} (|start| + |scale| Σ|x̂ŷ|)`.
+pub fn scaled_affine(start: Bounded, scale: Bounded, pairs: impl IntoIterator<Item = (Bounded, Bounded)>) -> Bounded {
+    scaled_sum(start, scale, pairs, 2)
+}
+
 /// `Σ x_i`, in any order: at most `k − 1` roundings a term; `γ_k` is used.
 pub fn sum(precision: Precision, terms: impl IntoIterator<Item = Bounded>) -> Bounded {
     let one = precision.exact(1.0);

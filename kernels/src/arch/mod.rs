@@ -17,22 +17,21 @@ pub(crate) const SQUARE: usize = 8;
 pub(crate) unsafe fn transpose<T: Real>(isa: Isa, from: *const T, stride: isize, to: *mut T, width: usize, squares: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Isa::Avx512(_) | Isa::Avx2(_) = isa {
-        // SAFETY: both sets include AVX2; the rest is passed on. `Real` is f32 or f64, told apart by size.
-        return unsafe {
-            if size_of::<T>() == 4 {
-                x86_64::transpose_f32(from.cast(), stride, to.cast(), width, squares)
-            } else {
-                x86_64::transpose_f64(from.cast(), stride, to.cast(), width, squares)
-            }
-        };
+        // `Real` is f32 or f64, told apart by size.
+        if size_of::<T>() == 4 {
+            // SAFETY: both sets include AVX2; the rest is passed on.
+            return unsafe { x86_64::transpose_f32(from.cast(), stride, to.cast(), width, squares) };
+        }
+        // SAFETY: as above.
+        return unsafe { x86_64::transpose_f64(from.cast(), stride, to.cast(), width, squares) };
     }
     let _ = isa;
     for c in 0..SQUARE {
         for r in 0..SQUARE * squares {
             // SAFETY: `c < 8`, `r < 8·squares` (contract).
-            let x = unsafe { *from.offset(c as isize * stride).add(r) };
+            let x = unsafe { *from.wrapping_offset(c as isize * stride).wrapping_add(r) };
             // SAFETY: as above.
-            unsafe { *to.add(r * width + c) = x };
+            unsafe { *to.wrapping_add(r * width + c) = x };
         }
     }
 }

@@ -12,7 +12,7 @@ pub(super) unsafe fn transpose_f32(from: *const f32, stride: isize, to: *mut f32
         let mut r = [_mm256_setzero_ps(); 8];
         for (c, r) in r.iter_mut().enumerate() {
             // SAFETY: 8 elements of column `c`, square `q` (contract).
-            *r = unsafe { _mm256_loadu_ps(from.offset(c as isize * stride).add(8 * q)) };
+            *r = unsafe { _mm256_loadu_ps(from.wrapping_offset(c as isize * stride).wrapping_add(8 * q)) };
         }
         let mut t = [_mm256_setzero_ps(); 8];
         for h in 0..4 {
@@ -32,7 +32,7 @@ pub(super) unsafe fn transpose_f32(from: *const f32, stride: isize, to: *mut f32
         }
         for (p, t) in t.iter().enumerate() {
             // SAFETY: 8 elements of row `8q + p` (contract).
-            unsafe { _mm256_storeu_ps(to.add((8 * q + p) * width), *t) };
+            unsafe { _mm256_storeu_ps(to.wrapping_add((8 * q + p) * width), *t) };
         }
     }
 }
@@ -46,7 +46,7 @@ pub(super) unsafe fn transpose_f64(from: *const f64, stride: isize, to: *mut f64
             let mut r = [_mm256_setzero_pd(); 4];
             for (c, r) in r.iter_mut().enumerate() {
                 // SAFETY: 4 elements of column `4·half + c < 8` from `4q ≤ 8·squares − 4` (contract).
-                *r = unsafe { _mm256_loadu_pd(from.offset((4 * half + c) as isize * stride).add(4 * q)) };
+                *r = unsafe { _mm256_loadu_pd(from.wrapping_offset((4 * half + c) as isize * stride).wrapping_add(4 * q)) };
             }
             let a = _mm256_unpacklo_pd(r[0], r[1]);
             let b = _mm256_unpackhi_pd(r[0], r[1]);
@@ -60,7 +60,7 @@ pub(super) unsafe fn transpose_f64(from: *const f64, stride: isize, to: *mut f64
             ];
             for (p, t) in t.iter().enumerate() {
                 // SAFETY: 4 elements of row `4q + p < 8·squares` from column `4·half` (contract).
-                unsafe { _mm256_storeu_pd(to.add((4 * q + p) * width + 4 * half), *t) };
+                unsafe { _mm256_storeu_pd(to.wrapping_add((4 * q + p) * width + 4 * half), *t) };
             }
         }
     }

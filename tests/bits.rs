@@ -1,0 +1,174 @@
+//! Whole training runs have the same bits for every number of threads, on every instruction set, with and without skipping.
+
+mod common;
+
+use common::{SCHEDULES, bits, labels, methods, network, runtime, uniform};
+use dualprop::network::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer};
+use dualprop::{Activation, Error, Isa, Par, Real, Runtime};
+
+const CURRENT: Output = Output::Linearized(NudgeAt::Current);
+const INITIAL: Output = Output::Linearized(NudgeAt::Initial);
+
+/// A training run on random batches.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    widths: &'static [usize],
+    batch: usize,
+    activation: Activation,
+    bias: bool,
+    settings: Settings,
+    steps: u64,
+}
+
+/// What a run leaves.
+#[derive(Debug, PartialEq)]
+struct Trace {
+    parameters: Vec<u64>,
+    losses: Vec<u64>,
+    /// Why it stopped before its last step. It may diverge, as long as it does so alike everywhere.
+    error: Option<Error>,
+    updates: usize,
+    skipped: usize,
+}
+
+impl Run {
+    fn on<T: Real>(&self, runtime: &Runtime) -> Trace {
+        let network = network::<T>(self.widths, self.activation, self.bias, 1);
+        let n_out = self.widths[self.widths.len() - 1];
+        let mut trainer = Trainer::new(network, &self.settings, self.batch, runtime).expect("sound settings");
+        let (mut losses, mut error, mut updates, mut skipped) = (Vec::new(), None, 0, 0);
+        for i in 0..self.steps {
+            let x = uniform(self.batch, self.widths[0], [0.0, 1.0], i);
+            let labels = labels(self.batch, n_out, i);
+            match trainer.step(x.as_ref(), Targets::Classes(&labels), 0.01) {
+                Ok(step) => {
+                    losses.push(step.loss.to_bits());
+                    updates += step.updates;
+                    skipped += step.skipped;
+                }
+                Err(e) => error = error.or(Some(e)),
+            }
+        }
+        Trace { parameters: bits(&trainer), losses, error, updates, skipped }
+    }
+
+    fn alone<T: Real>(&self) -> Trace {
+        self.on::<T>(&runtime())
+    }
+}
+
+/// Runs of 20 steps on a network, with every method, schedule, optimizer, loss and activation somewhere.
+fn runs(widths: &'static [usize], batch: usize) -> Vec<Run> {
+    let decays = [Decay::None, Decay::Coupled(0.01), Decay::Decoupled(0.01)];
+    let optimizers = [Optimizer::ADAM, Optimizer::Sgd, Optimizer::MOMENTUM];
+    let outputs = [(Loss::Squared, Output::Prox), (Loss::CrossEntropy, INITIAL), (Loss::Squared, CURRENT)];
+    let run = |(i, schedule): (usize, Schedule)| {
+        let (methods, (loss, output)) = (methods(0.25 * (i % 5) as f64, 0.5), outputs[i % 3]);
+        let settings = Settings {
+            loss,
+            output,
+            schedule,
+            optimizer: optimizers[i % 3],
+            decay: decays[i / 2 % 3],
+            ..Settings::new(methods[(i + 2) % methods.len()])
+        };
+        let activation = Activation::ALL[(i + 1) % Activation::ALL.len()];
+        Run { widths, batch, activation, bias: i % 4 != 0, settings, steps: 20 }
+    };
+    SCHEDULES.into_iter().enumerate().map(run).collect()
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    // Products of the second have 20·300·300 multiply-adds, above the 2^19 from which threads share them.
+    for run in runs(&[20, 24, 18, 10], 12).into_iter().chain(runs(&[300, 300, 300, 10], 20)) {
+        let alone = (run.alone::<f32>(), run.alone::<f64>());
+        for threads in [1, 2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            let runtime = Runtime::new(Isa::best(), Par::rayon(threads));
+            let shared = pool.install(|| (run.on::<f32>(&runtime), run.on::<f64>(&runtime)));
+            assert!(shared == alone, "{threads} threads: {run:?}");
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    for run in runs(&[20, 24, 18, 10], 12) {
+        let best = (run.alone::<f32>(), run.alone::<f64>());
+        for isa in Isa::available() {
+            let runtime = Runtime::new(isa, Par::Seq);
+            assert!((run.on::<f32>(&runtime), run.on::<f64>(&runtime)) == best, "{isa}: {run:?}");
+        }
+    }
+    // One run with several blocks of every loop.
+    let settings = Settings::new(Method::DpTranspose { alpha: 0.5, beta: 0.5 });
+    let run =
+        Run { widths: &[300, 300, 300, 10], batch: 20, activation: Activation::Relu, bias: true, settings, steps: 20 };
+    let best = run.alone::<f32>();
+    for isa in Isa::available() {
+        assert!(run.on::<f32>(&Runtime::new(isa, Par::Seq)) == best, "{isa}: {run:?}");
+    }
+}
+
+#[test]
+fn dp_and_its_transpose_are_the_same_at_one_half() {
+    for (i, schedule) in SCHEDULES.into_iter().enumerate() {
+        for (loss, output) in
+            [(Loss::Squared, Output::Prox), (Loss::Squared, INITIAL), (Loss::Squared, CURRENT), (Loss::CrossEntropy, CURRENT)]
+        {
+            for &activation in Activation::ALL {
+                let run = |method| {
+                    let settings = Settings { loss, output, schedule, ..Settings::new(method) };
+                    Run { widths: &[20, 24, 18, 10], batch: 12, activation, bias: i % 2 == 0, settings, steps: 10 }
+                };
+                let [dp, transposed] =
+                    [Method::Dp { alpha: 0.5, beta: 0.5 }, Method::DpTranspose { alpha: 0.5, beta: 0.5 }].map(run);
+                assert!(dp.alone::<f32>() == transposed.alone::<f32>(), "{dp:?}");
+                assert!(dp.alone::<f64>() == transposed.alone::<f64>(), "{dp:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn skipping_changes_no_bit() {
+    for alpha in [0.0, 0.25, 0.5, 1.0] {
+        for method in methods(alpha, 0.5) {
+            for schedule in SCHEDULES {
+                for output in [Output::Prox, INITIAL, CURRENT] {
+                    let settings = Settings { output, schedule, ..Settings::new(method) };
+                    let widths = &[6, 8, 7, 9, 5];
+                    let on = Run { widths, batch: 4, activation: Activation::Tanh, bias: true, settings, steps: 3 };
+                    let off = Run { settings: Settings { skip: false, ..settings }, ..on };
+                    let (on, off) = (on.alone::<f64>(), off.alone::<f64>());
+                    assert_eq!((&on.parameters, &on.losses), (&off.parameters, &off.losses), "{settings:?}");
+                    assert_eq!((on.updates + on.skipped, 0), (off.updates, off.skipped), "{settings:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn skipping_saves_what_the_schedule_wastes() {
+    const DEEP: [usize; 17] = [8; 17];
+    let counts = |method, schedule| {
+        let settings = Settings { schedule, ..Settings::new(method) };
+        let run = Run { widths: &DEEP, batch: 4, activation: Activation::Tanh, bias: true, settings, steps: 1 };
+        let trace = run.alone::<f64>();
+        (trace.updates, trace.skipped)
+    };
+    // Pass p of a forward schedule first reaches layer L + 1 − p with feedback; what lies below is at rest.
+    let layers = DEEP.len() - 1;
+    let expected = (layers * (layers + 1) / 2, layers * (layers - 1) / 2);
+    assert_eq!(counts(Method::Dp { alpha: 0.25, beta: 0.5 }, Schedule::Forward(layers)), expected);
+    // DP⊤ with α of 0 or 1 is done after one sweep up and one down; with another α it is not.
+    for (alpha, done) in [(0.0, true), (0.25, false), (1.0, true)] {
+        let method = Method::DpTranspose { alpha, beta: 0.5 };
+        assert_eq!(counts(method, Schedule::Rounds(0)), (layers, 0));
+        assert_eq!(counts(method, Schedule::Rounds(5)).0 == layers, done, "α = {alpha}");
+    }
+    // Damping averages with the old state: no update is in vain.
+    assert_eq!(counts(Method::DpDamped { alpha: 0.0, beta: 0.5, damping: Damping::Plain }, Schedule::Rounds(2)).1, 0);
+}
