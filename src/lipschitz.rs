@@ -158,7 +158,8 @@ impl<T: Real> Lanczos<T> {
         for (i, &matrix) in chain.iter().enumerate() {
             let (from, to) = self.vectors.split_at_mut(i + 1);
             let (x, y) = (&from[i][..], &mut to[0][..]);
-            let out = Epilogue::Store { out: Output::new(MatMut::from_column_major_slice_mut(y, matrix.nrows(), 1)), scale: T::ONE };
+            let out =
+                Epilogue::Store { out: Output::new(MatMut::from_column_major_slice_mut(y, matrix.nrows(), 1)), scale: T::ONE };
             let lanes = Lanes::View(MatRef::from_column_major_slice(x, matrix.ncols(), 1));
             let blocking = Blocking::streaming_rows::<T>(runtime.isa(), matrix.ncols());
             product(runtime.isa(), runtime.par(), Rows::View(matrix), lanes, out, blocking, &mut self.scratch);

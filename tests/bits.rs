@@ -103,8 +103,7 @@ fn every_instruction_set_gives_the_same_bits() {
     }
     // One run with several blocks of every loop.
     let settings = Settings::new(Method::DpTranspose { alpha: 0.5, beta: 0.5 });
-    let run =
-        Run { widths: &[300, 300, 300, 10], batch: 20, activation: Activation::Relu, bias: true, settings, steps: 20 };
+    let run = Run { widths: &[300, 300, 300, 10], batch: 20, activation: Activation::Relu, bias: true, settings, steps: 20 };
     let best = run.alone::<f32>();
     for isa in Isa::available() {
         assert!(run.on::<f32>(&Runtime::new(isa, Par::Seq)) == best, "{isa}: {run:?}");

@@ -20,7 +20,8 @@ fn gradients<T: Real>(network: &Network<T>, settings: &Settings, x: MatRef<'_, T
     trainer.infer(x, Targets::Classes(labels)).expect("a sound batch");
     let gradient = |k| {
         let weights = network.weights(k);
-        let (mut gradient, mut bias) = (Mat::from_fn(weights.nrows(), weights.ncols(), |_, _| T::ZERO), vec![T::ZERO; weights.nrows()]);
+        let (mut gradient, mut bias) =
+            (Mat::from_fn(weights.nrows(), weights.ncols(), |_, _| T::ZERO), vec![T::ZERO; weights.nrows()]);
         trainer.gradient(k, gradient.as_mut(), &mut bias).expect("a layer of weights");
         values(gradient.as_ref())
     };
@@ -128,7 +129,8 @@ fn no_nudge_is_too_small_for_f32() {
 fn slope(points: &[(f64, f64)]) -> f64 {
     let n = points.len() as f64;
     let (mean_x, mean_y) = points.iter().fold((0.0, 0.0), |(x, y), p| (x + p.0 / n, y + p.1 / n));
-    let (xy, xx) = points.iter().fold((0.0, 0.0), |(xy, xx), &(x, y)| (xy + (x - mean_x) * (y - mean_y), xx + (x - mean_x).powi(2)));
+    let (xy, xx) =
+        points.iter().fold((0.0, 0.0), |(xy, xx), &(x, y)| (xy + (x - mean_x) * (y - mean_y), xx + (x - mean_x).powi(2)));
     xy / xx
 }
 
@@ -152,10 +154,8 @@ fn errors_vanish_at_the_order_of_the_nudge() {
                     slope(&(0..5).map(point).collect::<Vec<_>>())
                 };
                 let expected = if alpha == 0.5 { 2.0 } else { 1.0 };
-                let orders = [
-                    order(|alpha, beta| Method::Dp { alpha, beta }),
-                    order(|alpha, beta| Method::DpTranspose { alpha, beta }),
-                ];
+                let orders =
+                    [order(|alpha, beta| Method::Dp { alpha, beta }), order(|alpha, beta| Method::DpTranspose { alpha, beta })];
                 let holds = orders.iter().all(|order| (order - expected).abs() < 0.1);
                 assert!(holds, "{loss:?}, {output:?}, {schedule:?}, α = {alpha}: {orders:?}");
             }

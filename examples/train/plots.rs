@@ -58,7 +58,7 @@ pub(crate) fn curves<T>(runs: &[(Run, Outcome<T>)]) -> Result<String> {
 pub(crate) fn cosine<T>(runs: &[(Run, Outcome<T>)]) -> Result<String> {
     let layers = runs.first().map_or(0, |(_, outcome)| outcome.total.cosine.len());
     let panel = |layer: usize| Panel {
-        title: format!("Gradient of layer {layer}"),
+        title: format!("Gradient of w{layer}"),
         y: "cosine to back-propagation",
         scale: Scale::Linear,
         series: series(runs, |epoch| epoch.measured.cosine.get(layer).copied()),

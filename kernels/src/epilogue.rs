@@ -107,7 +107,9 @@ impl<T: Real> Epilogue<'_, T> {
             Epilogue::Accumulate { out, scale } => run(&Accumulate { out, scale }),
             Epilogue::Drive { drive, bias } => run(&Drive { drive, bias }),
             Epilogue::Update(descent) => descent.with(run),
-            Epilogue::Forward { activation, .. } | Epilogue::Dyad { activation, .. } | Epilogue::Derivative { activation, .. } => {
+            Epilogue::Forward { activation, .. }
+            | Epilogue::Dyad { activation, .. }
+            | Epilogue::Derivative { activation, .. } => {
                 activation.visit(Activated { epilogue: self, run });
             }
         }

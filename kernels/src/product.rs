@@ -164,8 +164,8 @@ impl<T: Real> Scratch<T> {
     }
 }
 
-/// Products of fewer multiply-adds than this stay on the calling thread: waking another costs as much.
-const SEQUENTIAL: usize = 1 << 19;
+/// Products of fewer multiply-adds than this stay on the calling thread: waking another costs more.
+pub const SEQUENTIAL: usize = 1 << 22;
 
 /// A product and what to do with it.
 pub(crate) struct Problem<'a, T> {

@@ -1,6 +1,6 @@
 //! Reductions along a vector, in f64, in an order that depends on nothing but the length.
 //!
-//! Term `i` belongs to virtual lane `i mod 32`; each lane is one chain in ascending `i`, and [`fold`] adds the lanes up. The loops
+//! Term `i` belongs to virtual lane `i mod 32`; each lane is one chain in ascending `i`, and the lanes are added up by halves. The loops
 //! are scalar code over arrays of 32: the compiler turns them into whatever vectors the instruction set has, and none of its
 //! choices can change a bit.
 

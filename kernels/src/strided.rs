@@ -41,13 +41,7 @@ impl<'a, T: Real> Input<'a, T> {
 
     /// Rows become columns.
     pub fn transpose(self) -> Self {
-        Self {
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            rows: self.cols,
-            cols: self.rows,
-            ..self
-        }
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, rows: self.cols, cols: self.rows, ..self }
     }
 
     /// The same without the first rows.
@@ -122,13 +116,7 @@ impl<'a, T: Real> Output<'a, T> {
 
     /// Rows become columns.
     pub fn transpose(self) -> Self {
-        Self {
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            rows: self.cols,
-            cols: self.rows,
-            ..self
-        }
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, rows: self.cols, cols: self.rows, ..self }
     }
 
     /// The same without the first rows.

@@ -181,7 +181,7 @@ pub trait Vector<T: Real>: Simd {
 macro_rules! vectors {
     ($t:ident, $bits:ident, $name:literal, $v:ident, $m:ident, $u:ident, $lanes:ident, $enter:ident, $unit:expr,
      [$splat:ident $add:ident $sub:ident $mul:ident $div:ident $fma:ident $nfma:ident $sqrt:ident],
-     [$abs:ident $neg:ident $lt:ident $le:ident $both:ident $select:ident],
+     [$neg:ident $lt:ident $le:ident $both:ident $select:ident],
      [$splat_u:ident $and_u:ident $or_u:ident $to_u:ident $from_u:ident],
      [$between:ident $index:ident $load:ident $store:ident $slice:ident $slice_mut:ident], $exp2:expr) => {
         impl Real for $t {
@@ -269,7 +269,8 @@ macro_rules! vectors {
             }
             #[inline(always)]
             fn abs(self, a: Self::V) -> Self::V {
-                self.$abs(a)
+                // pulp's own `abs` goes through a function that is not marked for inlining.
+                self.$from_u(self.$and_u(self.$to_u(a), self.$splat_u(!(-0.0 as $t).to_bits())))
             }
             #[inline(always)]
             fn neg(self, a: Self::V) -> Self::V {
@@ -277,9 +278,8 @@ macro_rules! vectors {
             }
             #[inline(always)]
             fn copysign(self, a: Self::V, sign: Self::V) -> Self::V {
-                let sign_bit = self.$splat_u((-0.0 as $t).to_bits());
-                let sign = self.$and_u(self.$to_u(sign), sign_bit);
-                self.$from_u(self.$or_u(self.$to_u(self.$abs(a)), sign))
+                let sign = self.$and_u(self.$to_u(sign), self.$splat_u((-0.0 as $t).to_bits()));
+                self.$from_u(self.$or_u(self.$to_u(<Self as Vector<$t>>::abs(self, a)), sign))
             }
             #[inline(always)]
             fn lt(self, a: Self::V, b: Self::V) -> Self::M {
@@ -358,7 +358,7 @@ fn exp2_whole_f64<S: Simd>(simd: S, n: S::f64s) -> S::f64s {
 vectors!(
     f32, u32, "f32", f32s, m32s, u32s, F32_LANES, enter_f32, 1.0 / (1u64 << 24) as f64,
     [splat_f32s add_f32s sub_f32s mul_f32s div_f32s mul_add_f32s negate_mul_add_f32s sqrt_f32s],
-    [abs_f32s neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s],
+    [neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s],
     [splat_u32s and_u32s or_u32s transmute_u32s_f32s transmute_f32s_u32s],
     [mask_between_m32s u32 mask_load_ptr_f32s mask_store_ptr_f32s as_simd_f32s as_mut_simd_f32s],
     exp2_whole_f32
@@ -366,7 +366,7 @@ vectors!(
 vectors!(
     f64, u64, "f64", f64s, m64s, u64s, F64_LANES, enter_f64, 1.0 / (1u64 << 53) as f64,
     [splat_f64s add_f64s sub_f64s mul_f64s div_f64s mul_add_f64s negate_mul_add_f64s sqrt_f64s],
-    [abs_f64s neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s],
+    [neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s],
     [splat_u64s and_u64s or_u64s transmute_u64s_f64s transmute_f64s_u64s],
     [mask_between_m64s u64 mask_load_ptr_f64s mask_store_ptr_f64s as_simd_f64s as_mut_simd_f64s],
     exp2_whole_f64

@@ -32,11 +32,17 @@ impl LearningRate {
     /// # Errors
     /// [`Error::Parameter`] names the field.
     pub fn check(&self) -> Result<(), Error> {
-        for (name, value) in [("start", self.start), ("peak", self.peak), ("end", self.end), ("warmup", self.warmup), ("total", self.total)]
+        for (name, value) in
+            [("start", self.start), ("peak", self.peak), ("end", self.end), ("warmup", self.warmup), ("total", self.total)]
         {
             check::not_negative(name, value)?;
         }
-        check::parameter("warmup", self.warmup, "no longer than the whole schedule", self.warmup <= self.total || self.total == 0.0)
+        check::parameter(
+            "warmup",
+            self.warmup,
+            "no longer than the whole schedule",
+            self.warmup <= self.total || self.total == 0.0,
+        )
     }
 
     /// The rate at time `t`.

@@ -5,7 +5,15 @@ use dualprop_kernels::isa::Isa;
 use dualprop_kernels::reduce;
 use dualprop_kernels::vector::Real;
 
-use super::settings::Loss;
+/// What the network is trained to reduce, as a mean over the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// `½‖s − y‖²`.
+    Squared,
+    /// `−Σ y ln softmax(s)`.
+    CrossEntropy,
+}
 
 impl Loss {
     /// Loss of one sample, in f64.
@@ -14,9 +22,7 @@ impl Loss {
             Loss::Squared => {
                 prediction.iter().zip(target).map(|(p, y)| p.to_f64() - y.to_f64()).fold(0.0, |sum, e| sum + e * e) / 2.0
             }
-            Loss::CrossEntropy => {
-                reduce::sum(isa, target) * log_sum_exp(isa, prediction) - reduce::dot(isa, target, prediction)
-            }
+            Loss::CrossEntropy => reduce::sum(isa, target) * log_sum_exp(isa, prediction) - reduce::dot(isa, target, prediction),
         }
     }
 

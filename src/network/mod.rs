@@ -2,8 +2,8 @@
 
 mod learning_rate;
 mod loss;
-mod order;
 mod rule;
+mod schedule;
 mod settings;
 mod state;
 mod synapse;
@@ -19,7 +19,9 @@ use crate::matrix::RowMajor;
 use crate::random::Counter;
 
 pub use learning_rate::LearningRate;
-pub use settings::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings};
+pub use loss::Loss;
+pub use schedule::Schedule;
+pub use settings::{Damping, Decay, Method, NudgeAt, Optimizer, Output, Settings};
 pub use trainer::{Evaluation, Step, Targets, Trainer};
 
 /// A chain of dense layers: `a_{k+1} = W_k s_k + b_k`, `s_{k+1} = f(a_{k+1})`, with a linear output.

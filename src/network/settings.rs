@@ -2,6 +2,8 @@
 
 pub use dualprop_kernels::optimizer::{Decay, Optimizer};
 
+use super::loss::Loss;
+use super::schedule::Schedule;
 use crate::check;
 use crate::error::Error;
 
@@ -74,16 +76,6 @@ pub enum Damping {
     Plain,
 }
 
-/// What the network is trained to reduce, as a mean over the batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Loss {
-    /// `½‖s − y‖²`.
-    Squared,
-    /// `−Σ y ln softmax(s)`.
-    CrossEntropy,
-}
-
 /// How the loss nudges the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -102,32 +94,6 @@ pub enum NudgeAt {
     Initial,
     /// At the current `a_L`.
     Current,
-}
-
-/// The order in which layers are relaxed, after a plain forward pass unless said otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Schedule {
-    /// Output; R × [`L−1 … 1`, `2 … L`]; `L−1 … 1`. The MLP experiments use R = 5 (15 damped); R = 0 is one sweep up and one down.
-    Rounds(usize),
-    /// `fwK`: K × [`1 … L`].
-    Forward(usize),
-    /// `bwK`: `L … 1`, once.
-    Backward,
-    /// `fwbwK`: `L … 2`, (K−1) × [`1 … L−1`, `L … 1`], `1`.
-    ForwardBackward(usize),
-    /// K × [odd layers, even layers].
-    OddEven(usize),
-    /// K × [even layers, odd layers].
-    EvenOdd(usize),
-    /// From zero states, K updates of all layers at once (Jacobi); the output is nudged from the L-th on.
-    Parallel(usize),
-    /// From zero states, K times one layer drawn uniformly.
-    Random(usize),
-    /// From the states of the last batch (zero at first), K × [`1 … L−1`, `L`, `L−1 … 1`].
-    Corrupted(usize),
-    /// [`L`, `L−1 … 1`], update; (N−1) × [`1 … L`, `L−1 … 1`, update]: several weight updates on one batch.
-    Multistep(usize),
 }
 
 /// Everything that a [`Trainer`](super::Trainer) is made for.

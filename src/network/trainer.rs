@@ -9,9 +9,9 @@ use dualprop_kernels::vector::Real;
 use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{MatMut, MatRef};
 
-use super::order::{Start, sequence};
 use super::rule::{Residual, Rule};
-use super::settings::{Decay, Method, Schedule, Settings};
+use super::schedule::{Schedule, Start, sequence};
+use super::settings::{Decay, Method, Settings};
 use super::state::{Clock, FREE, Inputs, NUDGED, Units};
 use super::synapse::{Synapse, Workspace};
 use super::{Init, Network, draw};
@@ -76,8 +76,8 @@ pub struct Trainer<T> {
     ones: Vec<T>,
     /// In place of biases for a network without.
     zeros: Vec<T>,
-    /// Norms of outgoing weights, for damping; empty otherwise.
-    norms: Vec<Lanczos<T>>,
+    /// Outgoing weights of each hidden layer, for damping; empty otherwise.
+    norms: Vec<Norm<T>>,
     proxy: Lanczos<T>,
     alignment: Option<Alignment<T>>,
     measuring: bool,
@@ -87,6 +87,13 @@ pub struct Trainer<T> {
     steps: u64,
     optimizer_steps: u64,
     counts: Counts,
+}
+
+/// The spectral norm of a layer of weights, and the damping that follows from it.
+#[derive(Clone, Debug)]
+struct Norm<T> {
+    lanczos: Lanczos<T>,
+    lambda: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -133,7 +140,7 @@ impl<T: Real> Trainer<T> {
             });
             Synapse::new(settings.optimizer, n_out, n_in, feedback, repeats)
         };
-        let norm = |k: usize| Lanczos::new(&widths[k..k + 2], DAMPING_STEPS, settings.seed);
+        let norm = |k: usize| Norm { lanczos: Lanczos::new(&widths[k..k + 2], DAMPING_STEPS, settings.seed), lambda: 0.0 };
         Ok(Self {
             units: widths.iter().map(|&n| Units::new(batch, n)).collect(),
             synapses: (0..layers).map(synapse).collect(),
@@ -202,6 +209,7 @@ impl<T: Real> Trainer<T> {
         if let (true, Schedule::Multistep(updates)) = (self.settings.nudges(), self.settings.schedule) {
             let layers = self.network.layers();
             for _ in 1..updates {
+                self.refresh_damping();
                 (1..=layers).chain((1..layers).rev()).for_each(|k| self.relax_layer(k));
                 self.check_states()?;
                 self.update(learning_rate);
@@ -275,7 +283,10 @@ impl<T: Real> Trainer<T> {
                 self.set_residual(Residual::Current);
                 self.back_propagate();
             }
-            _ => self.relax(),
+            _ => {
+                self.refresh_damping();
+                self.relax();
+            }
         }
         self.check_states()?;
         if self.measuring {
@@ -379,6 +390,13 @@ impl<T: Real> Trainer<T> {
         self.units[layers].relaxed_from = Inputs { below: self.units[layers].drive_from, above: FREE };
     }
 
+    /// Computes the damping constants of the present weights.
+    fn refresh_damping(&mut self) {
+        for (k, norm) in (1..).zip(&mut self.norms) {
+            norm.lambda = self.rule.lambda(norm.lanczos.lower_bound(&[self.network.weights(k)], &self.runtime));
+        }
+    }
+
     /// Relaxes by the schedule.
     fn relax(&mut self) {
         let layers = self.network.layers();
@@ -419,17 +437,13 @@ impl<T: Real> Trainer<T> {
             self.counts.skipped += 1;
             return;
         }
-        let damping = self.rule.damping.map(|_| {
-            let norm = self.norms[k - 1].lower_bound(&[self.network.weights(k)], &self.runtime);
-            self.rule.lambda(norm)
-        });
         let [here, above] = self.units.get_disjoint_mut([k, k + 1]).expect("two layers");
         let relax = Epilogue::Dyad {
             drive: Input::new(here.drive.view()),
             mean: Output::new(here.mean.view_mut()),
             diff: Output::new(here.diff.view_mut()),
             nudge: self.rule.nudge(),
-            damping,
+            damping: self.norms.get(k - 1).map(|norm| norm.lambda),
             activation: self.network.activation,
         };
         let (weights, above) = (self.network.weights[k].view(), above.diff.view());

@@ -112,7 +112,10 @@ impl Precision {
 }
 
 /// `γ_n = n·u / (1 − n·u)`: relative error of `n` roundings in a row (Higham 2002, lemma 3.1).
-fn gamma(n: usize, u: f64) -> f64 {
+///
+/// # Panics
+/// If `n·u ≥ 1`.
+pub fn gamma(n: usize, u: f64) -> f64 {
     let nu = n as f64 * u;
     assert!(nu < 1.0, "no bound for {n} roundings");
     nu / (1.0 - nu)

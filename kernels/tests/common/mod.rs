@@ -16,6 +16,7 @@ use faer::{MatMut, MatRef, Par};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{TestCaseResult, TestRunner};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Makes tests `of_f32::name` and `of_f64::name` from generic functions `name`.
 macro_rules! tests_of_both_types {
@@ -450,7 +451,8 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
 
 /// A problem with sizes up to 70, and around multiples of the tile sizes up to 97.
 pub(crate) fn problem() -> impl Strategy<Value = Problem> {
-    let tile = (select(vec![4, 6, 8, 16, 24, 48]), 1..=2usize, 0..=2usize).prop_map(|(tile, count, more)| tile * count + more - 1);
+    let tile =
+        (select(vec![4, 6, 8, 16, 24, 48]), 1..=2usize, 0..=2usize).prop_map(|(tile, count, more)| tile * count + more - 1);
     let size = prop_oneof![3 => (0..=70usize).boxed(), 1 => tile.boxed()];
     let family = select(Family::ALL.to_vec());
     let fields = (size.clone(), size.clone(), size, [family.clone(), family], any::<u64>());
@@ -465,4 +467,11 @@ pub(crate) fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Val
     if let Err(error) = TestRunner::new(config).run(&strategy, test) {
         panic!("{error}");
     }
+}
+
+/// Fails unless `run` panics with a message that contains `part`.
+pub(crate) fn assert_panics(part: &str, run: impl FnOnce()) {
+    let payload = catch_unwind(AssertUnwindSafe(run)).expect_err(part);
+    let message = payload.downcast_ref::<String>().cloned().or_else(|| payload.downcast_ref::<&str>().map(|s| s.to_string()));
+    assert!(message.as_ref().is_some_and(|message| message.contains(part)), "{message:?} instead of {part:?}");
 }

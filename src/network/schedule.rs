@@ -1,7 +1,32 @@
-//! The order in which a schedule relaxes the layers.
+//! Schedules: the order in which layers are relaxed.
 
-use super::settings::Schedule;
 use crate::random::Counter;
+
+/// The order in which layers are relaxed, after a plain forward pass unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Schedule {
+    /// Output; R × [`L−1 … 1`, `2 … L`]; `L−1 … 1`. The MLP experiments use R = 5 (15 damped); R = 0 is one sweep up and one down.
+    Rounds(usize),
+    /// `fwK`: K × [`1 … L`].
+    Forward(usize),
+    /// `bwK`: `L … 1`, once.
+    Backward,
+    /// `fwbwK`: `L … 2`, (K−1) × [`1 … L−1`, `L … 1`], `1`.
+    ForwardBackward(usize),
+    /// K × [odd layers, even layers].
+    OddEven(usize),
+    /// K × [even layers, odd layers].
+    EvenOdd(usize),
+    /// From zero states, K updates of all layers at once (Jacobi); the output is nudged from the L-th on.
+    Parallel(usize),
+    /// From zero states, K times one layer drawn uniformly.
+    Random(usize),
+    /// From the states of the last batch (zero at first), K × [`1 … L−1`, `L`, `L−1 … 1`].
+    Corrupted(usize),
+    /// [`L`, `L−1 … 1`], update; (N−1) × [`1 … L`, `L−1 … 1`, update]: several weight updates on one batch.
+    Multistep(usize),
+}
 
 /// Calls `update(k)` for every layer update of a schedule that goes one layer at a time, after the forward pass (or the zero or
 /// kept states) that it starts from. `layers` is L; the output layer has that number.

@@ -1,0 +1,215 @@
+//! Weight updates against the optimizers in f64 with their bounds.
+
+mod common;
+
+use common::*;
+use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::isa::Isa;
+use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
+use dualprop_reference::bound::scaled_dot;
+use dualprop_reference::generate::Family;
+use dualprop_reference::optimizer::{self as reference, Slots};
+use dualprop_reference::product::Matrix;
+use proptest::sample::select;
+
+tests_of_both_types!(random_updates, every_operand_layout, integers_are_exact, nan_stays_in_its_weight, misuse_panics);
+
+const OPTIMIZERS: [Optimizer; 3] = [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM];
+const DECAYS: [Decay; 3] = [Decay::None, Decay::Coupled(5e-4), Decay::Decoupled(1e-2)];
+const STEPS: [u64; 3] = [1, 2, 1000];
+
+/// Every optimizer with every decay at every step.
+fn updates(learning_rate: f64, scale: f64) -> impl Iterator<Item = Update> {
+    OPTIMIZERS.into_iter().flat_map(move |optimizer| {
+        DECAYS.into_iter().flat_map(move |decay| STEPS.map(move |step| Update { optimizer, decay, learning_rate, step, scale }))
+    })
+}
+
+/// Weights and as many moments as the optimizer keeps.
+type Parameters<T> = Vec<Grid<T>>;
+
+/// Parameters from the numbers of `problem`: zero moments before the first step, second moments never negative.
+fn parameters<T: Scalar>(problem: &Problem, family: Family, update: &Update) -> Parameters<T> {
+    let moment = |number: u64| {
+        let moment = problem.operand::<T>(family, number).map(|x| if number == 2 { x.abs() } else { x });
+        if update.step == 1 { moment.map(|_| T::ZERO) } else { moment }
+    };
+    let moments = (1..=update.optimizer.moments() as u64).map(moment);
+    [problem.operand(Family::Uniform, 0)].into_iter().chain(moments).collect()
+}
+
+/// The parameters after the update.
+fn updated<T: Scalar>(call: &Call, isa: Isa, [rows, lanes]: [&Grid<T>; 2], old: &Parameters<T>, update: Update) -> Parameters<T> {
+    let mut new: Parameters<T> = old.iter().zip(call.operands).map(|(grid, layout)| grid.relaid(layout)).collect();
+    let (weights, moments) = new.split_first_mut().expect("weights");
+    let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
+    call.product(isa, rows, lanes, Epilogue::Update(descent));
+    new
+}
+
+/// Bounds of the parameters after the update.
+fn reference<T: Scalar>([rows, lanes]: [&Grid<T>; 2], old: &Parameters<T>, update: Update) -> Vec<Matrix> {
+    let rate = update.learning_rate;
+    let optimizer = match update.optimizer {
+        Optimizer::Sgd => reference::Optimizer::Sgd { rate },
+        Optimizer::Momentum { mu } => reference::Optimizer::Momentum { rate, momentum: mu },
+        Optimizer::Adam { beta1, beta2, epsilon } => reference::Optimizer::Adam { rate, beta1, beta2, epsilon },
+        other => panic!("{other:?} has no reference"),
+    };
+    let decay = match update.decay {
+        Decay::None => reference::Decay::None,
+        Decay::Coupled(lambda) => reference::Decay::Coupled(lambda),
+        Decay::Decoupled(lambda) => reference::Decay::Decoupled(lambda),
+        other => panic!("{other:?} has no reference"),
+    };
+    let scale = T::PRECISION.parameter(update.scale);
+    let mut new: Vec<Matrix> = old.iter().map(Grid::exact).collect();
+    let gradient = bounds(rows, lanes, |terms, _, _| scaled_dot(scale, terms));
+    for i in 0..gradient.rows {
+        for j in 0..gradient.cols {
+            let old = |number: usize| old.get(number).map_or(T::PRECISION.exact(0.0), |grid| exact(grid.get(i, j)));
+            let mut slots = Slots { first: old(1), second: old(2) };
+            let weight = optimizer.update(decay, update.step as u32, old(0), &mut slots, gradient[(i, j)]);
+            for (matrix, bound) in new.iter_mut().zip([weight, slots.first, slots.second]) {
+                matrix[(i, j)] = bound;
+            }
+        }
+    }
+    new
+}
+
+fn random_updates<T: Scalar>() {
+    let tallies: [Tally; 3] = core::array::from_fn(|_| Tally::default());
+    let family = select(vec![Family::Uniform, Family::Mixed, Family::HeavyTailed, Family::Subnormal]);
+    let settings = (family, select(vec![0.1, 1e-3]), select(vec![1.0, -0.125, 0.01]));
+    for_all(40, (problem(), [call(), call()], settings), |(problem, calls, (family, rate, scale))| {
+        let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+        for update in updates(rate, scale) {
+            let old = parameters(&problem, family, &update);
+            let bounds = reference([&rows, &lanes], &old, update);
+            let mut first: Option<Parameters<T>> = None;
+            for isa in Isa::available() {
+                for call in &calls {
+                    let new = updated(call, isa, [&rows, &lanes], &old, update);
+                    let first = first.get_or_insert_with(|| new.clone());
+                    for (got, wanted) in new.iter().zip(first) {
+                        got.check_bits(wanted, &(isa.name(), call, update))?;
+                    }
+                }
+            }
+            let first = first.expect("the portable set is always available");
+            for ((tally, bound), got) in tallies.iter().zip(&bounds).zip(&first) {
+                tally.check(bound, got, &(problem, update))?;
+            }
+        }
+        Ok(())
+    });
+    let names = ["weights", "first moments", "second moments"];
+    tallies.iter().zip(names).for_each(|(tally, name)| tally.conclude::<T>(name));
+}
+
+/// Each layout of the weights with each of the moments, in both roles.
+fn every_operand_layout<T: Scalar>() {
+    let problem = Problem { m: 9, n: 50, depth: 3, families: [Family::Uniform; 2], seed: 5 };
+    let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+    for update in updates(0.1, 0.5).filter(|update| update.step == 2) {
+        let old = parameters(&problem, Family::Uniform, &update);
+        let wanted = updated(&Call::plain(), Isa::best(), [&rows, &lanes], &old, update);
+        for isa in Isa::available() {
+            for weights in Layout::all() {
+                for moments in Layout::all() {
+                    for swapped in [false, true] {
+                        let call = Call { operands: [weights, moments, Layout::default()], swapped, ..Call::plain() };
+                        let new = updated(&call, isa, [&rows, &lanes], &old, update);
+                        for (got, wanted) in new.iter().zip(&wanted) {
+                            got.check_bits(wanted, &(isa.name(), call, update)).unwrap();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Small integers and powers of two leave nothing to round.
+fn integers_are_exact<T: Scalar>() {
+    let problem = Problem { m: 17, n: 97, depth: 5, families: [Family::Integer; 2], seed: 9 };
+    let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+    let gradient = chains(&rows, &lanes);
+    let (mu, rate, lambda) = (0.5, 0.25, 0.5);
+    for optimizer in [Optimizer::Sgd, Optimizer::Momentum { mu }] {
+        for decay in [Decay::None, Decay::Coupled(lambda), Decay::Decoupled(lambda)] {
+            let update = Update { optimizer, decay, learning_rate: rate, step: 3, scale: -2.0 };
+            let moments = (0..optimizer.moments() as u64).map(|number| problem.operand(Family::Integer, 1 + number));
+            let old: Parameters<T> = [problem.operand(Family::Integer, 0)].into_iter().chain(moments).collect();
+            let wanted = |i, j| {
+                let w = old[0].get(i, j).to_f64();
+                let g = -2.0 * gradient.get(i, j).to_f64() + if let Decay::Coupled(lambda) = decay { lambda * w } else { 0.0 };
+                let m = old.get(1).map_or(g, |m| mu * m.get(i, j).to_f64() + g);
+                let kept = if let Decay::Decoupled(lambda) = decay { (1.0 - rate * lambda) * w } else { w };
+                [kept - rate * m, m]
+            };
+            for isa in Isa::available() {
+                let new = updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+                for (number, got) in new.iter().enumerate() {
+                    for i in 0..problem.m {
+                        for j in 0..problem.n {
+                            assert_eq!(got.get(i, j).to_f64(), wanted(i, j)[number], "{number} ({i}, {j}) {isa} {update:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// NaN in one weight or moment makes that weight NaN and touches no other.
+fn nan_stays_in_its_weight<T: Scalar>() {
+    let problem = Problem { m: 9, n: 51, depth: 3, families: [Family::Uniform; 2], seed: 5 };
+    let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+    for update in updates(0.1, 0.5).filter(|update| update.step == 2) {
+        let old = parameters::<T>(&problem, Family::Uniform, &update);
+        for isa in Isa::available() {
+            let clean = updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+            for poisoned in 0..old.len() {
+                for (row, col) in [(0, 0), (4, 48), (8, 50)] {
+                    let mut old = old.clone();
+                    old[poisoned].set(row, col, T::from_f64(f64::NAN));
+                    let new = updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+                    assert!(new[0].get(row, col).to_f64().is_nan(), "{isa} {update:?}: NaN in operand {poisoned}");
+                    for (got, clean) in new.iter().zip(&clean) {
+                        let mut wanted = clean.clone();
+                        wanted.set(row, col, got.get(row, col));
+                        got.check_bits(&wanted, &(isa.name(), update, poisoned)).unwrap();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn misuse_panics<T: Scalar>() {
+    let problem = Problem { m: 5, n: 9, depth: 2, families: [Family::Uniform; 2], seed: 1 };
+    let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+    let grid = |rows, cols| Grid::<T>::blank(rows, cols, Layout::default());
+    for update in updates(0.1, 1.0).filter(|update| update.step == 1) {
+        let moments = update.optimizer.moments();
+        for count in (0..4).filter(|&count| count != moments) {
+            let (mut weights, mut kept) = (grid(5, 9), vec![grid(5, 9); count]);
+            assert_panics("number of moments", || {
+                Descent::new(weights.view_mut(), kept.iter_mut().map(Grid::view_mut), update);
+            });
+        }
+        for wrong in 0..=moments {
+            for (m, n) in [(4, 9), (6, 9), (5, 8), (5, 10), (9, 5)] {
+                let mut old: Parameters<T> = vec![grid(5, 9); 1 + moments];
+                old[wrong] = grid(m, n);
+                for isa in Isa::available() {
+                    assert_panics("epilogue", || {
+                        updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+                    });
+                }
+            }
+        }
+    }
+}
