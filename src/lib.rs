@@ -37,11 +37,14 @@
 
 mod check;
 mod error;
+pub mod hebbian;
 pub mod lipschitz;
 mod matrix;
 pub mod network;
 pub mod random;
+pub mod relax;
 mod runtime;
+mod workspace;
 
 pub use dualprop_kernels::activation::Activation;
 pub use dualprop_kernels::isa::Isa;
@@ -49,3 +52,4 @@ pub use dualprop_kernels::vector::Real;
 pub use error::Error;
 pub use faer::{Mat, MatMut, MatRef, Par};
 pub use runtime::Runtime;
+pub use workspace::Workspace;

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{SCHEDULES, bits, labels, methods, network, runtime, uniform};
-use dualprop::network::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer};
-use dualprop::{Activation, Error, Isa, Par, Real, Runtime};
+use dualprop::network::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings, Step, Targets, Trainer};
+use dualprop::{Activation, Error, Isa, Mat, MatRef, Par, Real, Runtime};
 
 const CURRENT: Output = Output::Linearized(NudgeAt::Current);
 const INITIAL: Output = Output::Linearized(NudgeAt::Initial);
@@ -25,7 +25,7 @@ struct Run {
 struct Trace {
     parameters: Vec<u64>,
     losses: Vec<u64>,
-    /// Why it stopped before its last step. It may diverge, as long as it does so alike everywhere.
+    /// Why a step was refused, if one was. Runs may diverge, as long as they do so alike.
     error: Option<Error>,
     updates: usize,
     skipped: usize,
@@ -33,28 +33,44 @@ struct Trace {
 
 impl Run {
     fn on<T: Real>(&self, runtime: &Runtime) -> Trace {
-        let network = network::<T>(self.widths, self.activation, self.bias, 1);
-        let n_out = self.widths[self.widths.len() - 1];
-        let mut trainer = Trainer::new(network, &self.settings, self.batch, runtime).expect("sound settings");
-        let (mut losses, mut error, mut updates, mut skipped) = (Vec::new(), None, 0, 0);
-        for i in 0..self.steps {
-            let x = uniform(self.batch, self.widths[0], [0.0, 1.0], i);
-            let labels = labels(self.batch, n_out, i);
-            match trainer.step(x.as_ref(), Targets::Classes(&labels), 0.01) {
-                Ok(step) => {
-                    losses.push(step.loss.to_bits());
-                    updates += step.updates;
-                    skipped += step.skipped;
-                }
-                Err(e) => error = error.or(Some(e)),
-            }
-        }
-        Trace { parameters: bits(&trainer), losses, error, updates, skipped }
+        self.with::<T>(runtime, |trainer, x, labels| trainer.step(x, Targets::Classes(labels), 0.01).map(counted))
     }
 
     fn alone<T: Real>(&self) -> Trace {
         self.on::<T>(&runtime())
     }
+
+    /// A run in which `step` makes the steps.
+    fn with<T: Real>(
+        &self,
+        runtime: &Runtime,
+        mut step: impl FnMut(&mut Trainer<T>, MatRef<'_, T>, &[u32]) -> Result<Counted, Error>,
+    ) -> Trace {
+        let network = network::<T>(self.widths, self.activation, self.bias, 1);
+        let n_out = self.widths[self.widths.len() - 1];
+        let mut trainer = Trainer::new(network, &self.settings, self.batch, runtime).expect("sound settings");
+        let mut trace = Trace { parameters: Vec::new(), losses: Vec::new(), error: None, updates: 0, skipped: 0 };
+        for i in 0..self.steps {
+            let x = uniform(self.batch, self.widths[0], [0.0, 1.0], i);
+            match step(&mut trainer, x.as_ref(), &labels(self.batch, n_out, i)) {
+                Ok((loss, updates, skipped)) => {
+                    trace.losses.push(loss);
+                    trace.updates += updates;
+                    trace.skipped += skipped;
+                }
+                Err(error) => trace.error = trace.error.or(Some(error)),
+            }
+        }
+        trace.parameters = bits(&trainer);
+        trace
+    }
+}
+
+/// The loss of a step, its updates and those it skipped.
+type Counted = (u64, usize, usize);
+
+fn counted(step: Step<'_>) -> Counted {
+    (step.loss.to_bits(), step.updates, step.skipped)
 }
 
 /// Runs of 20 steps on a network, with every method, schedule, optimizer, loss and activation somewhere.
@@ -126,6 +142,51 @@ fn dp_and_its_transpose_are_the_same_at_one_half() {
                 assert!(dp.alone::<f32>() == transposed.alone::<f32>(), "{dp:?}");
                 assert!(dp.alone::<f64>() == transposed.alone::<f64>(), "{dp:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn strides_change_no_bit() {
+    for run in runs(&[20, 24, 18, 10], 12) {
+        let alone = run.alone::<f32>();
+        let (m, n) = (run.batch, run.widths[0]);
+        for view in 0..3 {
+            let step = |trainer: &mut Trainer<f32>, x: MatRef<'_, f32>, labels: &[u32]| {
+                let y = Mat::from_fn(10, m, |j, i| if labels[i] as usize == j { 1.0 } else { 0.0 });
+                let mut step = |x| trainer.step(x, Targets::Values(y.transpose()), 0.01).map(counted);
+                match view {
+                    0 => step(Mat::from_fn(n, m, |j, i| x[(i, j)]).transpose()),
+                    1 => step(Mat::from_fn(m, n, |i, j| x[(m - 1 - i, n - 1 - j)]).as_ref().reverse_rows_and_cols()),
+                    _ => step(
+                        Mat::from_fn(2 * m, n + 1, |i, j| if i < m && j < n { x[(i, j)] } else { 7.0 }).submatrix(0, 0, m, n),
+                    ),
+                }
+            };
+            assert!(run.with(&runtime(), step) == alone, "view {view}: {run:?}");
+        }
+    }
+}
+
+#[test]
+fn looking_changes_no_bit() {
+    for batch in [12, 20] {
+        for run in runs(&[20, 24, 18, 10], batch) {
+            let watched = Run { settings: Settings { alignment: true, ..run.settings }, ..run };
+            let mut count = 0;
+            let trace = watched.with::<f64>(&runtime(), |trainer, x, labels| {
+                count += 1;
+                trainer.measure_alignment(count % 3 != 0);
+                let counted = trainer.step(x, Targets::Classes(labels), 0.01).map(counted);
+                trainer.evaluate(x, Targets::Classes(labels)).expect("a sound batch");
+                if count % 2 == 0 {
+                    trainer.predict(x, Mat::zeros(x.nrows(), 10).as_mut()).expect("a sound batch");
+                    trainer.gradient(0, Mat::zeros(24, 20).as_mut(), &mut [0.0; 24]).expect("a layer");
+                    trainer.proxy_lipschitz();
+                }
+                counted
+            });
+            assert!(trace == run.alone::<f64>(), "{run:?}");
         }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{bits, labels, methods, network, runtime, uniform};
 use dualprop::lipschitz::lower_bound;
 use dualprop::network::{
-    Damping, Decay, Init, LearningRate, Loss, Method, Network, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer,
+    Decay, Init, LearningRate, Loss, Method, Network, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer,
 };
 use dualprop::{Activation, Error, Isa, Mat, MatRef, Real, Runtime};
 use proptest::prelude::*;
@@ -21,10 +21,11 @@ fn dp(alpha: f64, beta: f64) -> Settings {
 /// The message for settings, which `Settings::check` and `Trainer::new` must both refuse.
 #[track_caller]
 fn refused(settings: Settings) -> String {
-    let error = settings.check().expect_err("bad settings");
+    let message = settings.check().expect_err("bad settings").to_string();
     let network = network::<f32>(&WIDTHS, Activation::Relu, true, 1);
-    assert_eq!(Trainer::new(network, &settings, BATCH, &runtime()).err(), Some(error.clone()));
-    error.to_string()
+    let error = Trainer::new(network, &settings, BATCH, &runtime()).expect_err("bad settings");
+    assert_eq!(error.to_string(), message);
+    message
 }
 
 #[test]
@@ -121,7 +122,8 @@ fn sizes_beyond_the_address_space() {
 #[test]
 fn nudges_too_small_for_the_type() {
     // 1/β is infinite in f32.
-    let new = |method| Trainer::new(network::<f32>(&WIDTHS, Activation::Tanh, true, 1), &Settings::new(method), BATCH, &runtime());
+    let new =
+        |method| Trainer::new(network::<f32>(&WIDTHS, Activation::Tanh, true, 1), &Settings::new(method), BATCH, &runtime());
     let message = new(Method::Dp { alpha: 0.5, beta: 1e-39 }).expect_err("a β too small").to_string();
     assert!(message.starts_with("beta is 0.000") && message.ends_with("the gradient's factor 1/beta is finite"), "{message}");
     assert!(new(Method::Dp { alpha: 0.5, beta: 1e-38 }).is_ok());
@@ -177,21 +179,19 @@ fn bad_calls(trainer: &mut Trainer<f64>) -> Vec<(Error, &'static str)> {
         errors.push((trainer.infer(x.as_ref(), targets).expect_err(message), message));
         // These take any number of samples; that of the targets has to be the same.
         if x.nrows() == BATCH {
-            let message = message.replace("targets is 2 × 3, but must be 2 × 4", "targets is 2 × 3, but must be 2 × 4");
-            let error = trainer.evaluate(x.as_ref(), targets).expect_err(&message);
-            assert_eq!(error.to_string(), message);
+            errors.push((trainer.evaluate(x.as_ref(), targets).expect_err(message), message));
         }
     }
     let no_samples = trainer.evaluate(x(0, 3).as_ref(), Targets::Classes(&[])).expect_err("no samples");
     errors.push((no_samples, "samples is 0, but must be at least 1"));
-    let mut predict = |x: MatRef<'_, f64>, rows, cols| {
-        trainer.predict(x, Mat::zeros(rows, cols).as_mut()).expect_err("a bad call")
-    };
+    let mut predict =
+        |x: MatRef<'_, f64>, rows, cols| trainer.predict(x, Mat::zeros(rows, cols).as_mut()).expect_err("a bad call");
     errors.push((predict(values.as_ref(), 2, 4), "x is 2 × 4, but must be 2 × 3"));
     errors.push((predict(good.as_ref(), 2, 3), "out is 2 × 3, but must be 2 × 4"));
     errors.push((predict(good.as_ref(), 1, 4), "out is 1 × 4, but must be 2 × 4"));
     errors.push((predict(nan.as_ref(), 2, 4), "x has NaN at row 1, column 2, but must be finite"));
-    let mut gradient = |k, rows, bias: &mut [f64]| trainer.gradient(k, Mat::zeros(rows, 5).as_mut(), bias).expect_err("a bad call");
+    let mut gradient =
+        |k, rows, bias: &mut [f64]| trainer.gradient(k, Mat::zeros(rows, 5).as_mut(), bias).expect_err("a bad call");
     errors.push((gradient(2, 4, &mut [0.0; 4]), "k is 2, but must be below the number of weight layers"));
     errors.push((gradient(1, 3, &mut [0.0; 4]), "weights is 3 × 5, but must be 4 × 5"));
     errors.push((gradient(1, 4, &mut [0.0; 3]), "bias has 3 elements, but must have 4"));
@@ -310,6 +310,24 @@ fn a_decay_too_large_for_the_type_keeps_the_weights_finite() {
     }
 }
 
+#[test]
+fn a_nudge_too_large_for_a_sum_keeps_the_weights_finite() {
+    // Each difference is finite, their sum over the batch is not; times 1/β it would have been.
+    fn check<T: Real>(beta: f64) {
+        let settings = Settings { output: CURRENT, ..dp(0.5, beta) };
+        let network = Network::<T>::new(&[1, 1], Activation::Relu, true).expect("sound widths");
+        let mut trainer = Trainer::new(network, &settings, 4, &runtime()).expect("sound settings");
+        let ones = Mat::from_fn(4, 1, |_, _| T::ONE);
+        let (before, result) = (bits(&trainer), trainer.step(ones.as_ref(), Targets::Values(ones.as_ref()), 0.5).map(|_| ()));
+        assert!(finite(&trainer), "β = {beta:e} in {}, {result:?}", T::NAME);
+        assert!(result.is_ok() || bits(&trainer) == before);
+    }
+    check::<f32>(1e20);
+    check::<f32>(2e38);
+    check::<f64>(1e160);
+    check::<f64>(1e308);
+}
+
 /// What `Runtime::from_env` says in a process of its own, whose environment has this variable.
 fn runtime_with(variable: &str, value: &str) -> String {
     let tests = std::env::current_exe().expect("a path");
@@ -389,11 +407,8 @@ fn any_settings() -> impl Strategy<Value = Settings> {
         mostly(0.0..1.0).prop_map(|mu| Optimizer::Momentum { mu }),
         adam.prop_map(|(beta1, beta2, epsilon)| Optimizer::Adam { beta1, beta2, epsilon }),
     ];
-    let decay = prop_oneof![
-        Just(Decay::None),
-        mostly(0.0..0.1).prop_map(Decay::Coupled),
-        mostly(0.0..0.1).prop_map(Decay::Decoupled)
-    ];
+    let decay =
+        prop_oneof![Just(Decay::None), mostly(0.0..0.1).prop_map(Decay::Coupled), mostly(0.0..0.1).prop_map(Decay::Decoupled)];
     let loss = proptest::sample::select(vec![Loss::Squared, Loss::CrossEntropy]);
     let rest = (any::<u64>(), any::<bool>(), any::<bool>());
     (method, loss, output, schedule, optimizer, decay, rest).prop_map(
@@ -510,15 +525,12 @@ fn make<T: Real>(calls: &Calls) {
             let results = (trainer.evaluate(x, targets), trainer.predict(x, out.as_mut()), trainer.proxy_lipschitz());
             assert_eq!(bits(&trainer), before, "{results:?}");
         });
-        let lengths = (x.nrows().max(1) as u64, calls.settings.seed);
-        if let Ok(bound) = lower_bound(&[x], lengths.0 as usize, lengths.1, &runtime()) {
-            assert!(bound >= 0.0, "a norm of {bound}");
-        }
+        let _ = lower_bound(&[x], x.nrows(), calls.settings.seed, &runtime());
     });
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_panics(calls in any_calls()) {

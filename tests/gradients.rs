@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{labels, network, runtime, uniform, values};
+use common::{labels, methods, network, runtime, uniform, values};
 use dualprop::network::{Loss, Method, Network, NudgeAt, Output, Schedule, Settings, Targets, Trainer};
 use dualprop::{Activation, Mat, MatRef, Real};
 
@@ -122,6 +122,30 @@ fn no_nudge_is_too_small_for_f32() {
         let subtracted = by_subtraction(&weights, &x, &narrow(&y), beta);
         let worst = subtracted.iter().zip(&exact).map(|(got, exact)| cosine(&values(got.as_ref()), exact)).fold(1.0, f64::min);
         assert_eq!(worst < 0.99, lost, "β = {beta}: {worst}");
+    }
+}
+
+#[test]
+fn the_alignment_is_the_cosine_to_back_propagation() {
+    // Without biases the cosine of a layer is that of its weights.
+    let network = network::<f64>(&[5, 7, 6, 4], Activation::Tanh, false, 1);
+    let (x, labels) = (uniform::<f64>(3, 5, [-1.0, 1.0], 1), labels(3, 4, 1));
+    let exact = gradients(&network, &Settings::new(Method::Backprop), x.as_ref(), &labels);
+    for method in methods(0.0, 0.5) {
+        let settings = Settings { alignment: true, schedule: Schedule::Rounds(1), ..Settings::new(method) };
+        let got = gradients(&network, &settings, x.as_ref(), &labels);
+        let mut trainer = Trainer::new(network.clone(), &settings, 3, &runtime()).expect("sound settings");
+        let step = trainer.step(x.as_ref(), Targets::Classes(&labels), 0.01).expect("a sound batch");
+        assert_eq!(step.cosine.len(), 3);
+        for (k, &measured) in step.cosine.iter().enumerate() {
+            let expected = cosine(&got[k], &exact[k]);
+            // Two sums of at most 42 products, and a few more roundings.
+            assert!((measured - expected).abs() <= 100.0 * f64::EPSILON, "{method:?}, layer {k}: {measured} for {expected}");
+            assert!(method != Method::Backprop || measured >= 1.0 - 100.0 * f64::EPSILON);
+        }
+        trainer.measure_alignment(false);
+        let step = trainer.step(x.as_ref(), Targets::Classes(&labels), 0.01).expect("a sound batch");
+        assert!(step.cosine.is_empty());
     }
 }
 

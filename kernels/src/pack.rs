@@ -9,7 +9,7 @@ use crate::strided::Input;
 use crate::vector::{Real, Vector};
 
 /// The left operand of a product (`m × depth`) in bands of MR rows: element `(i, p)` is at `(i / MR)·depth·MR + p·MR + i mod MR`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Bands<T> {
     data: Buffer<T>,
     rows: usize,
@@ -52,12 +52,24 @@ impl<T: Real> Bands<T> {
 /// `(j / NR)·depth·NR + p·NR + j mod NR`.
 ///
 /// Columns past the last are zero to the end of their vector.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Panels<T> {
     data: Buffer<T>,
     depth: usize,
     cols: usize,
     width: usize,
+}
+
+impl<T: Real> Default for Panels<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Real> Default for Bands<T> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl<T: Real> Panels<T> {

@@ -3,19 +3,17 @@
 use dualprop_kernels::epilogue::Nudge;
 use dualprop_kernels::vector::Real;
 
+use crate::relax::Variant;
+
 use super::settings::{Damping, Method, NudgeAt, Output, Settings};
 
-/// The nudges of hidden layers and output, in f64.
+/// How hidden layers and output are nudged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rule {
-    /// `c⁺` and `c⁻`, and the weight of the upper compartment in the mean.
-    up: f64,
-    down: f64,
-    alpha: f64,
+    hidden: Variant,
     pub(crate) output: OutputRule,
-    /// `β_L`, what the output difference carries, and `β_k/β_{k+1}` below.
+    /// `β_L`, what the output difference carries.
     beta: f64,
-    gain: f64,
     pub(crate) damping: Option<Damping>,
 }
 
@@ -40,17 +38,17 @@ pub(crate) enum Residual {
 
 impl Rule {
     pub(crate) fn new(settings: &Settings) -> Self {
-        // (c⁺, c⁻), α of the hidden layers; α and β of the output.
-        let (up, down, hidden, alpha, beta) = match settings.method {
-            Method::Backprop | Method::Adversarial { .. } => (0.0, 0.0, 0.5, 0.5, 1.0),
+        // The hidden layers; α and β of the output.
+        let (hidden, alpha, beta) = match settings.method {
+            Method::Backprop | Method::Adversarial { .. } => (Variant::Dp { alpha: 0.5 }, 0.5, 1.0),
             Method::Dp { alpha, beta } | Method::DpDamped { alpha, beta, .. } | Method::KpDp { alpha, beta } => {
-                (alpha, alpha - 1.0, alpha, alpha, beta)
+                (Variant::Dp { alpha }, alpha, beta)
             }
-            Method::DpTranspose { alpha, beta } => (1.0 - alpha, -alpha, alpha, alpha, beta),
-            Method::DpOld { alpha, beta } => (0.5, -0.5, 0.5, alpha, beta),
+            Method::DpTranspose { alpha, beta } => (Variant::DpTranspose { alpha }, alpha, beta),
+            Method::DpOld { alpha, beta } => (Variant::Dp { alpha: 0.5 }, alpha, beta),
             Method::DpGain { gain } => match settings.output {
-                Output::Prox => (gain / 2.0, -gain / 2.0, 0.5, 0.5, gain),
-                Output::Linearized(_) => (0.5, -0.5, 0.5, 0.5, 2.0 * gain),
+                Output::Prox => (Variant::Gain { gain }, 0.5, gain),
+                Output::Linearized(_) => (Variant::Gain { gain: 1.0 }, 0.5, 2.0 * gain),
             },
         };
         let residual = match (settings.method, settings.output) {
@@ -69,26 +67,24 @@ impl Rule {
             Method::DpDamped { damping, .. } => Some(damping),
             _ => None,
         };
-        let gain = if settings.nudges() { up - down } else { 1.0 };
-        Self { up, down, alpha: hidden, output, beta, gain, damping }
+        Self { hidden, output, beta, damping }
     }
 
     /// The nudge of hidden layers.
     pub(crate) fn nudge<T: Real>(&self) -> Nudge<T> {
-        let c = T::from_f64;
-        Nudge { up: c(self.up), down: c(self.down), gain: c(self.gain), alpha: c(self.alpha) }
+        self.hidden.nudge()
     }
 
     /// `β_k/β_{k+1}` of neighbouring layers.
     pub(crate) fn gain(&self) -> f64 {
-        self.gain
+        self.hidden.gain()
     }
 
     /// `1/β_k` for the layer of units `k` of `layers`: what turns `−Δ_k` into `∂ℓ/∂a_k` as the nudge goes to zero.
     pub(crate) fn inverse_beta(&self, k: usize, layers: usize) -> f64 {
         let mut beta = self.beta;
         for _ in k..layers {
-            beta *= self.gain;
+            beta *= self.gain();
         }
         1.0 / beta
     }
@@ -96,14 +92,14 @@ impl Rule {
     /// Whether the means are those of the plain forward pass to the bit, whatever the feedback: one compartment has all the weight
     /// in the mean and is not nudged (DP⊤ with α of 0 or 1).
     pub(crate) fn mean_is_forward(&self) -> bool {
-        self.damping.is_none() && ((self.alpha == 1.0 && self.up == 0.0) || (self.alpha == 0.0 && self.down == 0.0))
+        matches!(self.hidden, Variant::DpTranspose { alpha } if alpha == 0.0 || alpha == 1.0)
     }
 
     /// `λ` for a norm of the outgoing weights.
     pub(crate) fn lambda(&self, norm: f64) -> f64 {
         let plain = ((norm * norm - 1.0) / 2.0).max(0.0);
         match self.damping {
-            Some(Damping::Scaled) => (1.0 - 2.0 * self.alpha).abs() * plain,
+            Some(Damping::Scaled) => (1.0 - 2.0 * self.hidden.alpha()).abs() * plain,
             Some(Damping::Plain) => plain,
             None => 0.0,
         }

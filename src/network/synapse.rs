@@ -3,31 +3,14 @@
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::optimizer::{Descent, Optimizer, Update};
-use dualprop_kernels::pack::{Bands, Panels};
-use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
+use dualprop_kernels::pack::Panels;
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
 use faer::{MatMut, MatRef};
 
 use crate::matrix::RowMajor;
 use crate::runtime::Runtime;
-
-/// Up to this batch, weights that are used once are read where they are; above, packing them pays.
-const SMALL_BATCH: usize = 16;
-
-/// Memory that all layers share.
-#[derive(Clone, Debug)]
-pub(crate) struct Workspace<T> {
-    bands: Bands<T>,
-    panels: Panels<T>,
-    scratch: Scratch<T>,
-}
-
-impl<T: Real> Workspace<T> {
-    pub(crate) fn new() -> Self {
-        Self { bands: Bands::new(), panels: Panels::new(), scratch: Scratch::new() }
-    }
-}
+use crate::workspace::{SMALL_BATCH, Workspace};
 
 /// Copies of weights in the layouts that the products like, made when first asked for after a change.
 #[derive(Clone, Debug)]
@@ -103,32 +86,25 @@ impl<T: Real> Synapse<T> {
     }
 
     /// `below·Wᵀ`, `batch × n_out`, to an epilogue; `once` if the weights will not soon be used again.
-    pub(crate) fn forward(
+    fn forward(
         &mut self,
-        runtime: &Runtime,
         work: &mut Workspace<T>,
         weights: MatRef<'_, T>,
         below: MatRef<'_, T>,
         epilogue: Epilogue<'_, T>,
         once: bool,
     ) {
-        let (isa, par, batch) = (runtime.isa(), runtime.par(), below.nrows());
-        if batch <= SMALL_BATCH && once && !self.repeats && !self.up.fresh {
-            work.panels.pack(isa, below.transpose());
-            let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&work.panels));
-            let blocking = Blocking::streaming_rows::<T>(isa, weights.ncols());
-            product(isa, par, rows, lanes, epilogue.transposed(), blocking, &mut work.scratch);
+        if below.nrows() <= SMALL_BATCH && once && !self.repeats && !self.up.fresh {
+            work.forward(weights, below, epilogue);
         } else {
-            let panels = self.up.get(runtime, weights.transpose());
-            let blocking = Blocking::streaming_panels::<T>(isa, batch);
-            product(isa, par, Rows::View(below), Lanes::Packed(panels), epilogue, blocking, &mut work.scratch);
+            let panels = self.up.get(work.runtime(), weights.transpose());
+            work.packed(panels, below, epilogue);
         }
     }
 
     /// `drive ← below·Wᵀ + b`.
     pub(crate) fn drive(
         &mut self,
-        runtime: &Runtime,
         work: &mut Workspace<T>,
         (weights, bias): (MatRef<'_, T>, &[T]),
         below: MatRef<'_, T>,
@@ -136,13 +112,12 @@ impl<T: Real> Synapse<T> {
         once: bool,
     ) {
         let epilogue = Epilogue::Drive { drive: Output::new(drive), bias: Input::repeated(bias, below.nrows()) };
-        self.forward(runtime, work, weights, below, epilogue, once);
+        self.forward(work, weights, below, epilogue, once);
     }
 
     /// `drive ← below·Wᵀ + b`, `mean ← f(drive)`.
     pub(crate) fn activate(
         &mut self,
-        runtime: &Runtime,
         work: &mut Workspace<T>,
         (weights, bias): (MatRef<'_, T>, &[T]),
         below: MatRef<'_, T>,
@@ -151,37 +126,23 @@ impl<T: Real> Synapse<T> {
     ) {
         let bias = Input::repeated(bias, below.nrows());
         let epilogue = Epilogue::Forward { drive: Output::new(drive), bias, mean: Output::new(mean), activation };
-        self.forward(runtime, work, weights, below, epilogue, once);
+        self.forward(work, weights, below, epilogue, once);
     }
 
-    /// `above·W`, `batch × n_in`, to an epilogue.
-    pub(crate) fn top_down(
-        runtime: &Runtime,
-        work: &mut Workspace<T>,
-        weights: MatRef<'_, T>,
-        above: MatRef<'_, T>,
-        epilogue: Epilogue<'_, T>,
-    ) {
-        let blocking = in_place::<T>(runtime, above.nrows());
-        product(runtime.isa(), runtime.par(), Rows::View(above), Lanes::View(weights), epilogue, blocking, &mut work.scratch);
-    }
-
-    /// The same through the feedback weights, if the layer has them, and through packed weights, if they serve several times.
+    /// `above·W`, `batch × n_in`, to an epilogue, through the feedback weights if the layer has them.
     pub(crate) fn feed_back(
         &mut self,
-        runtime: &Runtime,
         work: &mut Workspace<T>,
         weights: MatRef<'_, T>,
         above: MatRef<'_, T>,
         epilogue: Epilogue<'_, T>,
     ) {
         let weights = self.feedback.as_ref().map_or(weights, |feedback| feedback.weights.view());
-        if !self.repeats {
-            return Self::top_down(runtime, work, weights, above, epilogue);
+        if self.repeats {
+            work.packed(self.down.get(work.runtime(), weights), above, epilogue);
+        } else {
+            work.top_down(weights, above, epilogue);
         }
-        let panels = self.down.get(runtime, weights);
-        let blocking = Blocking::streaming_panels::<T>(runtime.isa(), above.nrows());
-        product(runtime.isa(), runtime.par(), Rows::View(above), Lanes::Packed(panels), epilogue, blocking, &mut work.scratch);
     }
 
     /// The feedback weights of KP-DP.
@@ -189,60 +150,39 @@ impl<T: Real> Synapse<T> {
         self.feedback.as_ref().map(|feedback| feedback.weights.view())
     }
 
-    /// Updates weights, biases and feedback weights along `scale·aboveᵀ·below`.
+    /// Updates weights, biases and feedback weights along `scale·aboveᵀ·below`; the bias takes the batch of `ones` for `below`.
     pub(crate) fn update(
         &mut self,
-        runtime: &Runtime,
         work: &mut Workspace<T>,
         weights: MatMut<'_, T>,
         bias: Option<&mut [T]>,
         (above, below, ones): (MatRef<'_, T>, MatRef<'_, T>, &[T]),
         update: &Update,
     ) {
-        let (isa, par, batch) = (runtime.isa(), runtime.par(), above.nrows());
-        work.bands.pack(isa, above.transpose());
-        work.panels.pack(isa, below);
-        let (rows, lanes) = (Rows::Packed(&work.bands), Lanes::Packed(&work.panels));
-        let blocking = Blocking::streaming_rows::<T>(isa, batch);
-        product(isa, par, rows, lanes, self.moments.descend(weights, update), blocking, &mut work.scratch);
+        work.outer(above, below, self.moments.descend(weights, update));
         if let Some(Feedback { weights, moments }) = &mut self.feedback {
-            product(isa, par, rows, lanes, moments.descend(weights.view_mut(), update), blocking, &mut work.scratch);
+            work.outer(above, below, moments.descend(weights.view_mut(), update));
         }
         if let Some(bias) = bias {
             let n_out = bias.len();
-            let rows = Rows::View(MatRef::from_row_major_slice(&ones[..batch], 1, batch));
             let descent = self.bias_moments.descend(MatMut::from_row_major_slice_mut(bias, 1, n_out), update);
-            product(isa, par, rows, Lanes::View(above), descent, in_place::<T>(runtime, 1), &mut work.scratch);
+            work.top_down(above, MatRef::from_row_major_slice(ones, 1, ones.len()), descent);
         }
         self.stale();
     }
-
-    /// `gradient ← scale·aboveᵀ·below`, `bias_gradient ← scale·Σ above`.
-    pub(crate) fn gradient(
-        runtime: &Runtime,
-        work: &mut Workspace<T>,
-        gradient: MatMut<'_, T>,
-        bias_gradient: &mut [T],
-        (above, below, ones): (MatRef<'_, T>, MatRef<'_, T>, &[T]),
-        scale: f64,
-    ) {
-        let (isa, par, batch, scale) = (runtime.isa(), runtime.par(), above.nrows(), T::from_f64(scale));
-        work.bands.pack(isa, above.transpose());
-        work.panels.pack(isa, below);
-        let (rows, lanes) = (Rows::Packed(&work.bands), Lanes::Packed(&work.panels));
-        let store = Epilogue::Store { out: Output::new(gradient), scale };
-        product(isa, par, rows, lanes, store, Blocking::streaming_rows::<T>(isa, batch), &mut work.scratch);
-        let n_out = bias_gradient.len();
-        let store = Epilogue::Store { out: Output::new(MatMut::from_row_major_slice_mut(bias_gradient, 1, n_out)), scale };
-        let rows = Rows::View(MatRef::from_row_major_slice(&ones[..batch], 1, batch));
-        product(isa, par, rows, Lanes::View(above), store, in_place::<T>(runtime, 1), &mut work.scratch);
-    }
 }
 
-fn in_place<T: Real>(runtime: &Runtime, batch: usize) -> Blocking {
-    if batch <= SMALL_BATCH {
-        Blocking::in_place::<T>(runtime.isa(), batch)
-    } else {
-        Blocking::streaming_panels::<T>(runtime.isa(), batch)
-    }
+/// `gradient ← scale·aboveᵀ·below`, `bias_gradient ← scale·Σ above`.
+pub(crate) fn gradient<T: Real>(
+    work: &mut Workspace<T>,
+    gradient: MatMut<'_, T>,
+    bias_gradient: &mut [T],
+    (above, below, ones): (MatRef<'_, T>, MatRef<'_, T>, &[T]),
+    scale: f64,
+) {
+    let scale = T::from_f64(scale);
+    work.outer(above, below, Epilogue::Store { out: Output::new(gradient), scale });
+    let n_out = bias_gradient.len();
+    let out = Output::new(MatMut::from_row_major_slice_mut(bias_gradient, 1, n_out));
+    work.top_down(above, MatRef::from_row_major_slice(ones, 1, ones.len()), Epilogue::Store { out, scale });
 }

@@ -13,7 +13,7 @@ use super::rule::{Residual, Rule};
 use super::schedule::{Schedule, Start, sequence};
 use super::settings::{Decay, Method, Settings};
 use super::state::{Clock, FREE, Inputs, NUDGED, Units};
-use super::synapse::{Synapse, Workspace};
+use super::synapse::{Synapse, gradient};
 use super::{Init, Network, draw};
 use crate::check;
 use crate::error::Error;
@@ -21,6 +21,7 @@ use crate::lipschitz::Lanczos;
 use crate::matrix::RowMajor;
 use crate::random::Counter;
 use crate::runtime::Runtime;
+use crate::workspace::Workspace;
 
 /// What the outputs should be, one row or class for each sample of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +145,7 @@ impl<T: Real> Trainer<T> {
         Ok(Self {
             units: widths.iter().map(|&n| Units::new(batch, n)).collect(),
             synapses: (0..layers).map(synapse).collect(),
-            work: Workspace::new(),
+            work: Workspace::new(runtime),
             clock: Clock::new(),
             targets: RowMajor::zeros(batch, n_out),
             residual: RowMajor::zeros(batch, n_out),
@@ -242,7 +243,7 @@ impl<T: Real> Trainer<T> {
         check::length("bias", bias.len(), n_out)?;
         let (scale, ones) = (self.scale(k), &self.ones[..]);
         let operands = (self.units[k + 1].diff.view(), self.units[k].mean.view(), ones);
-        Synapse::gradient(&self.runtime, &mut self.work, weights.rb_mut(), bias, operands, scale);
+        gradient(&mut self.work, weights.rb_mut(), bias, operands, scale);
         Ok(())
     }
 
@@ -348,8 +349,8 @@ impl<T: Real> Trainer<T> {
             Start::Forward => self.units[layers].drive.view(),
             _ => {
                 let input = self.units[0].mean.view();
-                let (runtime, network) = (&self.runtime, &self.network);
-                self.evaluator.predict(runtime, &mut self.work, network, &mut self.synapses, &self.zeros, input)
+                let network = &self.network;
+                self.evaluator.predict(&mut self.work, network, &mut self.synapses, &self.zeros, input)
             }
         };
         let (mut sum, mut correct) = (0.0, 0);
@@ -373,9 +374,9 @@ impl<T: Real> Trainer<T> {
             let (below_mean, drive) = (below.mean.view(), here.drive.view_mut());
             if k < layers {
                 let out = (drive, here.mean.view_mut(), self.network.activation);
-                synapse.activate(&self.runtime, &mut self.work, (weights, bias), below_mean, out, true);
+                synapse.activate(&mut self.work, (weights, bias), below_mean, out, true);
             } else {
-                synapse.drive(&self.runtime, &mut self.work, (weights, bias), below_mean, drive, true);
+                synapse.drive(&mut self.work, (weights, bias), below_mean, drive, true);
                 copy(&mut here.mean, &here.drive);
             }
             here.diff.fill(T::ZERO);
@@ -426,7 +427,7 @@ impl<T: Real> Trainer<T> {
             return;
         }
         let incoming = incoming(&self.network, &self.zeros, k);
-        self.synapses[k - 1].drive(&self.runtime, &mut self.work, incoming, below.mean.view(), here.drive.view_mut(), true);
+        self.synapses[k - 1].drive(&mut self.work, incoming, below.mean.view(), here.drive.view_mut(), true);
         here.drive_from = below.mean_stamp;
     }
 
@@ -447,7 +448,7 @@ impl<T: Real> Trainer<T> {
             activation: self.network.activation,
         };
         let (weights, above) = (self.network.weights[k].view(), above.diff.view());
-        self.synapses[k].feed_back(&self.runtime, &mut self.work, weights, above, relax);
+        self.synapses[k].feed_back(&mut self.work, weights, above, relax);
         self.counts.updates += 1;
         here.diff_stamp = self.clock.tick();
         if !(self.rule.mean_is_forward() && here.relaxed_from.below == inputs.below) {
@@ -512,7 +513,7 @@ impl<T: Real> Trainer<T> {
                 activation: self.network.activation,
             };
             let (weights, above) = (self.network.weights[k].view(), above.diff.view());
-            Synapse::top_down(&self.runtime, &mut self.work, weights, above, back);
+            self.work.top_down(weights, above, back);
         }
         self.counts.updates += layers;
     }
@@ -522,7 +523,7 @@ impl<T: Real> Trainer<T> {
         let [input, first] = self.units.get_disjoint_mut([0, 1]).expect("two layers");
         let out = Epilogue::Accumulate { out: Output::new(input.mean.view_mut()), scale: T::from_f64(-beta) };
         let weights = self.network.weights[0].view();
-        Synapse::top_down(&self.runtime, &mut self.work, weights, first.diff.view(), out);
+        self.work.top_down(weights, first.diff.view(), out);
         input.mean_stamp = self.clock.tick();
     }
 
@@ -562,7 +563,7 @@ impl<T: Real> Trainer<T> {
             let operands = (self.units[k + 1].diff.view(), self.units[k].mean.view(), &self.ones[..]);
             let weights = self.network.weights[k].view_mut();
             let bias = self.network.biases.as_mut().map(|biases| &mut biases[k][..]);
-            self.synapses[k].update(&self.runtime, &mut self.work, weights, bias, operands, &update);
+            self.synapses[k].update(&mut self.work, weights, bias, operands, &update);
         }
         self.units.iter_mut().for_each(Units::forget);
     }
@@ -581,10 +582,10 @@ impl<T: Real> Trainer<T> {
         for k in 0..self.network.layers() {
             let (n_out, n_in) = (self.network.widths[k + 1], self.network.widths[k]);
             let sources = [(&self.units, self.scale(k)), (&alignment.units, plain)];
-            for (gradient, (units, scale)) in alignment.gradients.iter_mut().zip(sources) {
-                let weights = gradient.weights.view_mut().submatrix_mut(0, 0, n_out, n_in);
+            for (out, (units, scale)) in alignment.gradients.iter_mut().zip(sources) {
+                let weights = out.weights.view_mut().submatrix_mut(0, 0, n_out, n_in);
                 let operands = (units[k + 1].diff.view(), units[k].mean.view(), &self.ones[..]);
-                Synapse::gradient(&self.runtime, &mut self.work, weights, &mut gradient.bias[..n_out], operands, scale);
+                gradient(&mut self.work, weights, &mut out.bias[..n_out], operands, scale);
             }
             let [ours, theirs] = &alignment.gradients;
             let with_bias = self.network.biases.is_some();
@@ -643,7 +644,7 @@ impl<T: Real> Trainer<T> {
     }
 
     fn predict_chunk(&mut self, x: MatRef<'_, T>) -> MatRef<'_, T> {
-        self.evaluator.predict(&self.runtime, &mut self.work, &self.network, &mut self.synapses, &self.zeros, x)
+        self.evaluator.predict(&mut self.work, &self.network, &mut self.synapses, &self.zeros, x)
     }
 
     /// A lower bound of `‖W_{L−1} ⋯ W_0‖₂`, the proxy for the Lipschitz constant in Høier & Zach 2024 (activations ignored): Lanczos
@@ -759,7 +760,6 @@ impl<T: Real> Evaluator<T> {
     /// Outputs for at most as many rows as it was made for.
     fn predict(
         &mut self,
-        runtime: &Runtime,
         work: &mut Workspace<T>,
         network: &Network<T>,
         synapses: &mut [Synapse<T>],
@@ -776,9 +776,9 @@ impl<T: Real> Evaluator<T> {
             let drive = self.drive.view_mut().submatrix_mut(0, 0, rows, n_out);
             if k < layers {
                 let mean = to.view_mut().submatrix_mut(0, 0, rows, n_out);
-                synapses[k - 1].activate(runtime, work, incoming, below, (drive, mean, network.activation), false);
+                synapses[k - 1].activate(work, incoming, below, (drive, mean, network.activation), false);
             } else {
-                synapses[k - 1].drive(runtime, work, incoming, below, drive, false);
+                synapses[k - 1].drive(work, incoming, below, drive, false);
             }
         }
         self.drive.view().submatrix(0, 0, rows, network.widths[layers])

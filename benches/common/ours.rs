@@ -1,0 +1,80 @@
+//! Our products with the choices of a training plan (`src/network/synapse.rs`).
+
+use dualprop::{Isa, MatRef, Par};
+use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::pack::{Bands, Panels};
+use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
+
+use super::Scalar;
+
+/// Up to this batch, weights that are used once are read where they are.
+pub const SMALL_BATCH: usize = 16;
+
+/// A layer's packed weights and workspace.
+pub struct Plan<T> {
+    isa: Isa,
+    up: Panels<T>,
+    down: Panels<T>,
+    bands: Bands<T>,
+    panels: Panels<T>,
+    scratch: Scratch<T>,
+}
+
+impl<T: Scalar> Plan<T> {
+    /// Nothing packed.
+    pub fn new(isa: Isa) -> Self {
+        let panels = Panels::new;
+        Self { isa, up: panels(), down: panels(), bands: Bands::new(), panels: panels(), scratch: Scratch::new() }
+    }
+
+    /// Packs the weights for both directions.
+    pub fn packed(isa: Isa, weights: MatRef<'_, T>) -> Self {
+        let mut plan = Self::new(isa);
+        plan.up.pack(isa, weights.transpose());
+        plan.down.pack(isa, weights);
+        plan
+    }
+
+    /// `below·Wᵀ` with the packed weights.
+    pub fn forward(&mut self, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let blocking = Blocking::streaming_panels::<T>(self.isa, below.nrows());
+        product(self.isa, Par::Seq, Rows::View(below), Lanes::Packed(&self.up), epilogue, blocking, &mut self.scratch);
+    }
+
+    /// `below·Wᵀ` with weights that are used only once: in place for a small batch, else packed first.
+    pub fn forward_once(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        if below.nrows() > SMALL_BATCH {
+            self.up.pack(self.isa, weights.transpose());
+            return self.forward(below, epilogue);
+        }
+        self.panels.pack(self.isa, below.transpose());
+        let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
+        let blocking = Blocking::streaming_rows::<T>(self.isa, weights.ncols());
+        product(self.isa, Par::Seq, rows, lanes, epilogue.transposed(), blocking, &mut self.scratch);
+    }
+
+    /// `above·W` with the packed weights.
+    pub fn top_down(&mut self, above: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let blocking = Blocking::streaming_panels::<T>(self.isa, above.nrows());
+        product(self.isa, Par::Seq, Rows::View(above), Lanes::Packed(&self.down), epilogue, blocking, &mut self.scratch);
+    }
+
+    /// `above·W` with weights that are used only once.
+    pub fn top_down_once(&mut self, weights: MatRef<'_, T>, above: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let blocking = if above.nrows() <= SMALL_BATCH {
+            Blocking::in_place::<T>(self.isa, above.nrows())
+        } else {
+            Blocking::streaming_panels::<T>(self.isa, above.nrows())
+        };
+        product(self.isa, Par::Seq, Rows::View(above), Lanes::View(weights), epilogue, blocking, &mut self.scratch);
+    }
+
+    /// `aboveᵀ·below`, both packed first.
+    pub fn outer(&mut self, above: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        self.bands.pack(self.isa, above.transpose());
+        self.panels.pack(self.isa, below);
+        let (rows, lanes) = (Rows::Packed(&self.bands), Lanes::Packed(&self.panels));
+        let blocking = Blocking::streaming_rows::<T>(self.isa, above.nrows());
+        product(self.isa, Par::Seq, rows, lanes, epilogue, blocking, &mut self.scratch);
+    }
+}

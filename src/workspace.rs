@@ -1,0 +1,79 @@
+//! Memory and machine for kernels: the products of a layer in their three directions.
+
+use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::pack::{Bands, Panels};
+use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
+use dualprop_kernels::vector::Real;
+use faer::MatRef;
+
+use crate::runtime::Runtime;
+
+/// Memory that kernels work in, and where they run.
+///
+/// It grows to the largest operands that it has seen and then allocates nothing. Results do not depend on what it was used for before.
+#[derive(Clone, Debug)]
+pub struct Workspace<T> {
+    runtime: Runtime,
+    bands: Bands<T>,
+    panels: Panels<T>,
+    scratch: Scratch<T>,
+}
+
+/// Up to this batch, weights that are used once are read where they are; above, packing them pays.
+pub(crate) const SMALL_BATCH: usize = 16;
+
+impl<T: Real> Workspace<T> {
+    /// An empty workspace.
+    pub fn new(runtime: &Runtime) -> Self {
+        Self { runtime: *runtime, bands: Bands::new(), panels: Panels::new(), scratch: Scratch::new() }
+    }
+
+    /// Where its kernels run.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// `below·Wᵀ` (`batch × n_out`) with weights read where they are, by exchanging the roles of the operands: for small batches.
+    pub(crate) fn forward(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let (isa, par) = (self.runtime.isa(), self.runtime.par());
+        self.panels.pack(isa, below.transpose());
+        let lanes = Lanes::Packed(&self.panels);
+        let blocking = Blocking::streaming_rows::<T>(isa, weights.ncols());
+        product(isa, par, Rows::View(weights), lanes, epilogue.transposed(), blocking, &mut self.scratch);
+    }
+
+    /// The same for any batch: above the smallest ones the weights are packed first.
+    pub(crate) fn forward_any(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        if below.nrows() <= SMALL_BATCH {
+            return self.forward(weights, below, epilogue);
+        }
+        let mut panels = core::mem::take(&mut self.panels);
+        panels.pack(self.runtime.isa(), weights.transpose());
+        self.packed(&panels, below, epilogue);
+        self.panels = panels;
+    }
+
+    /// `rows·panels` for a batch and packed weights.
+    pub(crate) fn packed(&mut self, panels: &Panels<T>, rows: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let (isa, par) = (self.runtime.isa(), self.runtime.par());
+        let blocking = Blocking::streaming_panels::<T>(isa, rows.nrows());
+        product(isa, par, Rows::View(rows), Lanes::Packed(panels), epilogue, blocking, &mut self.scratch);
+    }
+
+    /// `above·W` (`batch × n_in`) with weights read where they are.
+    pub(crate) fn top_down(&mut self, weights: MatRef<'_, T>, above: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), above.nrows());
+        let blocking =
+            if batch <= SMALL_BATCH { Blocking::in_place::<T>(isa, batch) } else { Blocking::streaming_panels::<T>(isa, batch) };
+        product(isa, par, Rows::View(above), Lanes::View(weights), epilogue, blocking, &mut self.scratch);
+    }
+
+    /// `aboveᵀ·below` (`n_out × n_in`): the outer products of a batch.
+    pub(crate) fn outer(&mut self, above: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), above.nrows());
+        self.bands.pack(isa, above.transpose());
+        self.panels.pack(isa, below);
+        let (rows, lanes) = (Rows::Packed(&self.bands), Lanes::Packed(&self.panels));
+        product(isa, par, rows, lanes, epilogue, Blocking::streaming_rows::<T>(isa, batch), &mut self.scratch);
+    }
+}
