@@ -36,11 +36,13 @@ pub(crate) fn not_negative(argument: &'static str, value: f64) -> Result<(), Err
 /// No NaN, no infinity; the error names the first in row order.
 pub(crate) fn finite<T: Real>(argument: &'static str, view: MatRef<'_, T>) -> Result<(), Error> {
     for row in 0..view.nrows() {
-        for col in 0..view.ncols() {
-            let value = view[(row, col)];
-            if !value.is_finite() {
-                return Err(Error::NotFinite { argument, row, col, value: value.to_f64() });
-            }
+        let values = view.row(row);
+        let col = match values.try_as_row_major() {
+            Some(values) => values.as_slice().iter().position(|value| !value.is_finite()),
+            None => values.iter().position(|value| !value.is_finite()),
+        };
+        if let Some(col) = col {
+            return Err(Error::NotFinite { argument, row, col, value: values[col].to_f64() });
         }
     }
     Ok(())

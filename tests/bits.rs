@@ -96,8 +96,9 @@ fn runs(widths: &'static [usize], batch: usize) -> Vec<Run> {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    // Products of the second have 20·300·300 multiply-adds, above the 2^19 from which threads share them.
-    for run in runs(&[20, 24, 18, 10], 12).into_iter().chain(runs(&[300, 300, 300, 10], 20)) {
+    // Products of the second have 24·300·300 multiply-adds, enough for threads to share them.
+    const { assert!(24 * 300 * 300 >= dualprop_kernels::product::SEQUENTIAL) };
+    for run in runs(&[20, 24, 18, 10], 12).into_iter().chain(runs(&[300, 300, 300, 10], 24)) {
         let alone = (run.alone::<f32>(), run.alone::<f64>());
         for threads in [1, 2, 3, 8] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");

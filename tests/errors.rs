@@ -76,10 +76,10 @@ fn parameters_of_optimizers() {
     for (value, text) in [(0.0, "0"), (-1e-8, "-0.00000001"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         assert_eq!(adam(0.9, 0.9, value), format!("epsilon is {text}, but must be positive and finite"));
     }
-    for (value, text) in [(-0.5, "-0.5"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+    for (value, text) in [(-0.5, "-0.5"), (1.5, "1.5"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
         for decay in [Decay::Coupled(value), Decay::Decoupled(value)] {
             let message = refused(Settings { decay, ..dp(0.5, 0.5) });
-            assert_eq!(message, format!("weight decay is {text}, but must be finite and at least 0"));
+            assert_eq!(message, format!("weight decay is {text}, but must be from 0 to 1"));
         }
     }
 }

@@ -79,20 +79,17 @@ fn schedule(fast: Schedule, layers: usize, random: &mut Counter) -> reference::s
 
 /// `λ_k` of the hidden layers as the trainer may compute it from its Lanczos bound of `‖W_k‖₂`.
 ///
-/// For `n_in ≤ 6` and `n_in ≤ n_out` its six steps exhaust the space of inputs, and its Ritz vector comes from 64 power steps, which
-/// leave `(σ₂/σ₁)¹²⁸ < 2⁻⁶⁴` of other directions. Errors of the vector enter `‖Wu‖/‖u‖` squared; what remains are the roundings of the
-/// product (`γ_n ‖|W|‖_F`) and of two norms (`γ_{m+n}`). As much again is left for the SVD here. Errors `E` of the weights themselves move
+/// For `n_in ≤ 6` its six steps exhaust the space of inputs. Errors of the Ritz vector enter `‖Wu‖/‖u‖` squared; what remains are the
+/// roundings of the product (`γ_n ‖|W|‖_F`) and of two norms and divisions (`γ_{m+n}`). As much again is left for the SVD here. Errors `E` of the weights themselves move
 /// the norm by at most `‖E‖_F`.
 fn lambdas(network: &reference::network::Network, alpha: f64, damping: Damping) -> Vec<Bounded> {
     let p = network.precision;
     let lambda = |weights: &Matrix| {
         let (m, n) = (weights.rows, weights.cols);
-        assert!(n <= m.min(6), "six steps do not exhaust {m} × {n}");
+        assert!(n <= 6, "six steps do not exhaust {m} × {n}");
         let of = |part: fn(Bounded) -> f64| Mat::from_fn(m, n, |i, j| part(weights[(i, j)]));
         let (value, error) = (of(|w| w.value), of(|w| w.error));
         let norms = value.singular_values().expect("a finite matrix has them");
-        // Below 1 any lower bound gives λ = 0.
-        assert!(norms[0] < 1.0 || norms[1..].iter().all(|s| s / norms[0] < 0.7), "gap too small for power steps: {norms:?}");
         let gamma = Bounded::new(norms[0], p.gamma(2 * (m + 2 * n)) * value.norm_l2() + error.norm_l2(), p);
         let rule = match damping {
             Damping::Scaled => reference::relax::Damping::Asymmetric,
@@ -386,7 +383,7 @@ fn optimizers_and_decays_equal_the_reference_over_several_steps() {
             Optimizer::Adam { beta1: 0.0, beta2: 0.0, epsilon: 1e-3 },
             Optimizer::Adam { beta1: 0.7, beta2: 0.4, epsilon: 0.5 },
         ]) {
-            for decay in DECAYS.into_iter().chain([Decay::Coupled(0.0), Decay::Decoupled(3.0)]) {
+            for decay in DECAYS.into_iter().chain([Decay::Coupled(0.0), Decay::Decoupled(1.0)]) {
                 let mut case = case(method);
                 case.settings = Settings { optimizer, decay, ..case.settings };
                 let rates = [0.01, 0.02, 0.005, 0.25, 0.0078125, 0.01];

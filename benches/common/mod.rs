@@ -150,8 +150,8 @@ pub enum By {
     Machine,
 }
 
-/// Samples of a row.
-const SAMPLES: usize = 30;
+/// Samples of a row: many short ones, so that the median shrugs off what else the machine does.
+const SAMPLES: usize = 100;
 
 /// A bench program.
 pub struct Bench {
@@ -241,8 +241,8 @@ impl Group<'_> {
             });
         });
         // The warm-up comes before the samples.
-        let samples = times.len().saturating_sub(SAMPLES);
-        if let Some(median) = median(&mut times[samples..]) {
+        let warm = times.len().saturating_sub(SAMPLES);
+        if let Some(median) = median(&mut times[warm..]) {
             let (isa, version) = match by {
                 By::Dualprop => (self.isa.name(), locked_version("dualprop")),
                 By::Peer(peer) => ("own choice", locked_version(peer.name())),

@@ -1,4 +1,4 @@
-//! Our products with the choices of a training plan (`src/network/synapse.rs`).
+//! Our products with the choices of a training plan (`src/workspace.rs`).
 
 use dualprop::{Isa, MatRef, Par};
 use dualprop_kernels::epilogue::Epilogue;

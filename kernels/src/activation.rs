@@ -159,8 +159,9 @@ impl Activate for Identity {
         x
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, _: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
-        Pair { hi, lo, rise: q }
+    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+        let known = simd.both(simd.le(hi, hi), simd.le(lo, lo));
+        Pair { hi, lo, rise: simd.select(known, q, simd.add(hi, lo)) }
     }
     #[inline(always)]
     fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
@@ -170,8 +171,8 @@ impl Activate for Identity {
     fn exact(self, x: f64) -> f64 {
         x
     }
-    fn exact_rise(self, _: f64, _: f64, q: f64) -> f64 {
-        q
+    fn exact_rise(self, hi: f64, lo: f64, q: f64) -> f64 {
+        if hi.is_nan() || lo.is_nan() { f64::NAN } else { q }
     }
     fn exact_derivative(self, x: f64) -> f64 {
         if x.is_nan() { x } else { 1.0 }
@@ -213,7 +214,9 @@ impl Activate for LeakyRelu {
 
     #[inline(always)]
     fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
-        where_le(simd, x, simd.splat(T::ZERO), simd.mul(x, splat(simd, Self::SLOPE)), x)
+        // Adding zero turns the −0 of an underflow into +0, which every other path to this state gives.
+        let zero = simd.splat(T::ZERO);
+        where_le(simd, x, zero, simd.add(simd.mul(x, splat(simd, Self::SLOPE)), zero), x)
     }
     #[inline(always)]
     fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {

@@ -165,7 +165,7 @@ impl<T: Real> Scratch<T> {
 }
 
 /// Products of fewer multiply-adds than this stay on the calling thread: waking another costs more.
-pub const SEQUENTIAL: usize = 1 << 22;
+pub const SEQUENTIAL: usize = 1 << 21;
 
 /// A product and what to do with it.
 pub(crate) struct Problem<'a, T> {

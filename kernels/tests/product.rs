@@ -7,7 +7,7 @@ use common::*;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::pack::{Bands, Panels};
-use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
+use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
 use dualprop_kernels::strided::Input;
 use dualprop_reference::bound::{dot, scaled_affine, scaled_dot};
 use dualprop_reference::generate::Family;
@@ -89,8 +89,8 @@ fn every_form_and_blocking<T: Scalar>() {
 
 /// Products large enough to be shared out.
 fn threads<T: Scalar>() {
-    for [m, n, depth] in [[96, 90, 64], [131, 61, 71], [3, 701, 257], [700, 5, 160]] {
-        assert!(m * n * depth >= 1 << 19, "small products stay on one thread");
+    for [m, n, depth] in [[196, 180, 64], [231, 131, 71], [13, 701, 257], [700, 19, 160]] {
+        assert!(m * n * depth >= SEQUENTIAL, "small products stay on one thread");
         let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: 11 };
         let (rows, lanes) = (problem.rows::<T>(), problem.lanes());
         let chains = chains(&rows, &lanes);

@@ -47,7 +47,7 @@ impl<T: Real> Network<T> {
     /// A network of zeros: `widths[0]` inputs, then one layer of units for each further width, with biases or without.
     ///
     /// # Errors
-    /// [`Error::Length`] unless there are at least two widths, [`Error::Parameter`] for a width of 0.
+    /// [`Error::Length`] unless there are at least two widths, [`Error::Parameter`] for a width of 0 or beyond the address space.
     pub fn new(widths: &[usize], activation: Activation, bias: bool) -> Result<Self, Error> {
         if widths.len() < 2 {
             return Err(Error::Length { argument: "widths", found: widths.len(), expected: 2 });
@@ -56,6 +56,10 @@ impl<T: Real> Network<T> {
             check::parameter("width", width as f64, "at least 1", width > 0)?;
         }
         let pairs = || widths.windows(2).map(|w| (w[0], w[1]));
+        for (n_in, n_out) in pairs() {
+            let allowed = "small enough for the address space";
+            check::parameter("width", n_in.max(n_out) as f64, allowed, fits_memory::<T>(n_in, n_out))?;
+        }
         Ok(Self {
             widths: widths.to_vec(),
             activation,
@@ -132,6 +136,13 @@ impl<T: Real> Network<T> {
         }
         Ok(())
     }
+}
+
+/// Whether a matrix of that size, with rows padded to cache lines, can exist.
+fn fits_memory<T>(rows: usize, cols: usize) -> bool {
+    let padded = |n: usize| n.checked_add(64);
+    let elements = padded(rows).zip(padded(cols)).and_then(|(r, c)| r.checked_mul(c));
+    elements.and_then(|n| n.checked_mul(size_of::<T>())).is_some_and(|bytes| isize::try_from(bytes).is_ok())
 }
 
 /// Fills `weights` in row order.

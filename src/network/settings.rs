@@ -177,7 +177,9 @@ impl Settings {
             _ => {}
         }
         match self.decay {
-            Decay::Coupled(lambda) | Decay::Decoupled(lambda) => check::not_negative("weight decay", lambda),
+            Decay::Coupled(lambda) | Decay::Decoupled(lambda) => {
+                check::parameter("weight decay", lambda, "from 0 to 1", (0.0..=1.0).contains(&lambda))
+            }
             _ => Ok(()),
         }
     }

@@ -11,10 +11,10 @@ use faer::{MatMut, MatRef};
 
 use super::rule::{Residual, Rule};
 use super::schedule::{Schedule, Start, sequence};
-use super::settings::{Decay, Method, Settings};
+use super::settings::{Decay, Method, Optimizer, Settings};
 use super::state::{Clock, FREE, Inputs, NUDGED, Units};
 use super::synapse::{Synapse, gradient};
-use super::{Init, Network, draw};
+use super::{Init, Network, draw, fits_memory};
 use crate::check;
 use crate::error::Error;
 use crate::lipschitz::Lanczos;
@@ -103,9 +103,10 @@ struct Counts {
     skipped: usize,
 }
 
-/// Largest gradient that a step applies: its square, and sums of many of it, stay finite.
-fn largest_gradient<T: Real>() -> f64 {
-    if T::NAME == "f32" { 1e18 } else { 1e150 }
+/// Largest sum of outer products that a step forms, and largest gradient that it applies: the square of a gradient, and sums of many
+/// of them, stay finite.
+fn largest<T: Real>() -> (f64, f64) {
+    if T::NAME == "f32" { (1e37, 1e18) } else { (1e307, 1e150) }
 }
 
 /// Lanczos steps for the norm that damping needs; the vector of the last batch is where they start.
@@ -123,6 +124,12 @@ impl<T: Real> Trainer<T> {
         network.check_finite()?;
         let rule = Rule::new(settings);
         let layers = network.layers();
+        let widest = *network.widths().iter().max().expect("at least two widths");
+        check::parameter("batch", batch as f64, "small enough for the address space", fits_memory::<T>(batch, widest))?;
+        if let Optimizer::Adam { beta2, epsilon, .. } = settings.optimizer {
+            let smallest = T::from_f64(epsilon * (1.0 - beta2).sqrt());
+            check::parameter("epsilon", epsilon, "large enough not to vanish beside beta2", smallest > T::ZERO)?;
+        }
         if settings.nudges() {
             let fits = (1..=layers).all(|k| T::from_f64(rule.inverse_beta(k, layers)).is_finite());
             let (argument, value) = settings.method.beta().map_or(("gain", rule.gain()), |beta| ("beta", beta));
@@ -130,7 +137,7 @@ impl<T: Real> Trainer<T> {
         }
 
         let widths = network.widths();
-        let (n_out, widest) = (widths[layers], *widths.iter().max().expect("at least two widths"));
+        let n_out = widths[layers];
         let repeats = settings.nudges() && settings.schedule.repeats();
         let synapse = |k: usize| {
             let (n_in, n_out) = (widths[k], widths[k + 1]);
@@ -535,13 +542,14 @@ impl<T: Real> Trainer<T> {
     /// Refuses states from which an update might leave the range of numbers.
     fn check_states(&self) -> Result<(), Error> {
         let isa = self.runtime.isa();
-        let largest = |states: &RowMajor<T>| (0..states.rows()).map(|r| reduce::max_abs(isa, states.row(r))).fold(0.0, f64::max);
+        let max_abs = |states: &RowMajor<T>| (0..states.rows()).map(|r| reduce::max_abs(isa, states.row(r))).fold(0.0, f64::max);
         let batch = self.ones.len() as f64;
-        let mut below = largest(&self.units[0].mean);
+        let mut below = max_abs(&self.units[0].mean);
         for k in 1..=self.network.layers() {
-            let (mean, diff) = (largest(&self.units[k].mean), largest(&self.units[k].diff));
-            let gradient = self.scale(k - 1).abs() * batch * diff * below.max(1.0);
-            if !(mean.is_finite() && gradient <= largest_gradient::<T>()) {
+            let (mean, diff) = (max_abs(&self.units[k].mean), max_abs(&self.units[k].diff));
+            let sum = batch * diff * below.max(1.0);
+            let (largest_sum, largest_gradient) = largest::<T>();
+            if !(mean.is_finite() && sum <= largest_sum && self.scale(k - 1).abs() * sum <= largest_gradient) {
                 return Err(Error::Diverged { layer: k, step: self.steps });
             }
             below = mean;
