@@ -80,7 +80,7 @@ pub fn drive<T: Real>(
     check::shape("drive", drive.rb(), (below.nrows(), weights.nrows()))?;
     check::length("bias", bias.len(), weights.nrows())?;
     let epilogue = Epilogue::Drive { bias: Input::repeated(bias, drive.nrows()), drive: Output::new(drive) };
-    workspace.forward_any(weights, below, epilogue);
+    workspace.forward(weights, below, epilogue);
     Ok(())
 }
 

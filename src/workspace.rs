@@ -19,8 +19,8 @@ pub struct Workspace<T> {
     scratch: Scratch<T>,
 }
 
-/// Up to this batch, weights that are used once are read where they are; above, packing them pays.
-pub(crate) const SMALL_BATCH: usize = 16;
+/// Up to this batch, weights are walked in their own order; above, arithmetic is what takes time.
+const SMALL_BATCH: usize = 16;
 
 impl<T: Real> Workspace<T> {
     /// An empty workspace.
@@ -33,24 +33,11 @@ impl<T: Real> Workspace<T> {
         &self.runtime
     }
 
-    /// `below·Wᵀ` (`batch × n_out`) with weights read where they are, by exchanging the roles of the operands: for small batches.
+    /// `below·Wᵀ` (`batch × n_out`) with weights read where they are, each block of them packed while it is near.
     pub(crate) fn forward(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let (isa, par) = (self.runtime.isa(), self.runtime.par());
-        self.panels.pack(isa, below.transpose());
-        let lanes = Lanes::Packed(&self.panels);
-        let blocking = Blocking::streaming_rows::<T>(isa, weights.ncols());
-        product(isa, par, Rows::View(weights), lanes, epilogue.transposed(), blocking, &mut self.scratch);
-    }
-
-    /// The same for any batch: above the smallest ones the weights are packed first.
-    pub(crate) fn forward_any(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
-        if below.nrows() <= SMALL_BATCH {
-            return self.forward(weights, below, epilogue);
-        }
-        let mut panels = core::mem::take(&mut self.panels);
-        panels.pack(self.runtime.isa(), weights.transpose());
-        self.packed(&panels, below, epilogue);
-        self.panels = panels;
+        let blocking = Blocking::on_the_fly(below.nrows());
+        product(isa, par, Rows::View(below), Lanes::View(weights.transpose()), epilogue, blocking, &mut self.scratch);
     }
 
     /// `rows·panels` for a batch and packed weights.

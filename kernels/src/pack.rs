@@ -2,7 +2,7 @@
 
 use faer::MatRef;
 
-use crate::arch::{self, SQUARE};
+use crate::arch;
 use crate::buffer::Buffer;
 use crate::isa::{Isa, Kernel};
 use crate::strided::Input;
@@ -147,13 +147,15 @@ impl<T: Real> Kernel<T> for Copied<'_, T> {
     }
 }
 
-// Both walk eight rows at a time: few enough cache lines, whatever the strides, that none evicts another.
+/// Rows that are copied at a time: few enough cache lines, whatever the strides, that none evicts another.
+const ROWS: usize = 8;
+
 impl<T: Real> Copied<'_, T> {
     #[inline(always)]
     fn chunks<const W: usize>(self) {
         let (depth, cols) = (self.view.nrows(), self.view.ncols());
-        for p0 in (0..depth).step_by(SQUARE) {
-            let deep = SQUARE.min(depth - p0);
+        for p0 in (0..depth).step_by(ROWS) {
+            let deep = ROWS.min(depth - p0);
             for j0 in (0..cols).step_by(W) {
                 let wide = W.min(cols - j0);
                 let (blocks, _) = self.to[j0 * depth + p0 * W..][..deep * W].as_chunks_mut::<W>();
@@ -176,8 +178,8 @@ impl<T: Real> Copied<'_, T> {
     fn vectors<S: Vector<T>, const UNIT: bool>(self, simd: S) {
         let (depth, cols) = (self.view.nrows(), self.view.ncols());
         let from = Input::new(self.view);
-        for p0 in (0..depth).step_by(SQUARE) {
-            let deep = SQUARE.min(depth - p0);
+        for p0 in (0..depth).step_by(ROWS) {
+            let deep = ROWS.min(depth - p0);
             for j0 in (0..cols).step_by(self.width) {
                 let wide = self.width.min(cols - j0);
                 let start = j0 * depth + p0 * self.width;
@@ -197,29 +199,30 @@ impl<T: Real> Copied<'_, T> {
     }
 }
 
-/// The case of unit stride along the depth: squares of 8 × 8, a few of them deep before the next columns.
+/// The case of unit stride along the depth: squares, a few of them deep before the next columns.
 fn pack_transposed<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, view: MatRef<'_, T>) {
-    const DEEP: usize = 8 * SQUARE;
+    const DEEP: usize = 64;
+    let side = arch::square::<T>(isa);
     let (depth, cols) = (view.nrows(), view.ncols());
     for j0 in (0..cols).step_by(width) {
         let wide = width.min(cols - j0);
         let block = &mut to[j0 * depth..][..width * depth];
+        let filled = wide.next_multiple_of(lanes);
         for p0 in (0..depth).step_by(DEEP) {
-            let squares = DEEP.min(depth - p0) / SQUARE;
-            let end = if depth - p0 < DEEP { depth } else { p0 + DEEP };
-            let filled = wide.next_multiple_of(lanes);
-            for j in (0..filled).step_by(SQUARE) {
+            let end = depth.min(p0 + DEEP);
+            let squares = (end - p0) / side;
+            for j in (0..filled).step_by(side) {
                 let mut done = p0;
-                if j + SQUARE <= wide {
-                    let from = view.submatrix(p0, j0 + j, squares * SQUARE, SQUARE);
+                if j + side <= wide {
+                    let from = view.submatrix(p0, j0 + j, squares * side, side);
                     let rows = &mut block[p0 * width + j..];
-                    // SAFETY: `from` has 8 columns of `8·squares` contiguous elements (unit row stride); the last of `8·squares` rows of
-                    // `rows` starts at `(8·squares − 1)·width` and has 8 elements because `j + 8 ≤ wide ≤ width`.
+                    // SAFETY: `from` has `side` columns of `side·squares` contiguous elements (unit row stride); the last of as many rows of
+                    // `rows` starts at `(side·squares − 1)·width` and has `side` elements because `j + side ≤ wide ≤ width`.
                     unsafe { arch::transpose(isa, from.as_ptr(), from.col_stride(), rows.as_mut_ptr(), width, squares) };
-                    done += squares * SQUARE;
+                    done += squares * side;
                 }
                 for p in done..end {
-                    for j in j..filled.min(j + SQUARE) {
+                    for j in j..filled.min(j + side) {
                         block[p * width + j] = if j < wide { view[(p, j0 + j)] } else { T::ZERO };
                     }
                 }

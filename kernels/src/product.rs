@@ -129,11 +129,16 @@ pub struct Blocking {
 const CACHE: usize = 1 << 19;
 
 impl Blocking {
-    /// A few rows (a batch) against panels that are read once (weights): panels outermost, all rows meet a panel while it is near.
+    /// A few rows (a batch) against packed panels: panels outermost, all rows meet a panel while it is near.
     pub fn streaming_panels<T: Real>(isa: Isa, rows: usize) -> Self {
         let mc = rows.clamp(1, 128);
         let kc = CACHE / size_of::<T>() / (mc + panel_width::<T>(isa));
         Self { mc, kc: kc.next_multiple_of(8).max(256), nc: 1, group: 1 }
+    }
+
+    /// A few rows against panels that are read or packed where they are: as deep as a packed block stays in the first-level cache.
+    pub fn on_the_fly(rows: usize) -> Self {
+        Self { mc: rows.clamp(1, 128), kc: 128, nc: 1, group: 1 }
     }
 
     /// Many rows of output that are read and written once (a weight update): rows outermost, the packed panels stay near.
@@ -145,11 +150,12 @@ impl Blocking {
         Self { mc: mr, kc, nc, group: (near / nc).max(1) }
     }
 
-    /// A few rows against a right operand that is read in place row by row (weights of a small batch): shallow blocks of depth, so
-    /// that memory is walked in its own order.
+    /// Hardly any rows against a right operand that is read row by row (weights of a small batch): shallow blocks of depth over all
+    /// columns, so that memory is walked in its own order.
     pub fn in_place<T: Real>(isa: Isa, rows: usize) -> Self {
         let mc = rows.clamp(1, 16);
-        Self { mc, kc: 32, nc: (CACHE / 4 / size_of::<T>() / (mc * panel_width::<T>(isa))).max(1), group: 1 }
+        let nc = CACHE / 4 / size_of::<T>() / (mc * panel_width::<T>(isa));
+        Self { mc, kc: (8 * mc).min(64), nc: nc.max(1), group: 1 }
     }
 }
 

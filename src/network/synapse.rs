@@ -10,7 +10,7 @@ use faer::{MatMut, MatRef};
 
 use crate::matrix::RowMajor;
 use crate::runtime::Runtime;
-use crate::workspace::{SMALL_BATCH, Workspace};
+use crate::workspace::Workspace;
 
 /// Copies of weights in the layouts that the products like, made when first asked for after a change.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl<T: Real> Synapse<T> {
         epilogue: Epilogue<'_, T>,
         once: bool,
     ) {
-        if below.nrows() <= SMALL_BATCH && once && !self.repeats && !self.up.fresh {
+        if once && !self.repeats && !self.up.fresh {
             work.forward(weights, below, epilogue);
         } else {
             let panels = self.up.get(work.runtime(), weights.transpose());

@@ -6,29 +6,34 @@ use crate::vector::Real;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-/// Side of the squares that [`transpose`] moves.
-pub(crate) const SQUARE: usize = 8;
+/// Side of the squares that [`transpose`] moves: a vector of the instruction set, but no less than 8.
+pub(crate) fn square<T: Real>(isa: Isa) -> usize {
+    isa.lanes::<T>().max(8)
+}
 
-/// Transposes squares of 8 × 8: `to[(8q + p)·width + c] = from[c·stride + 8q + p]` for `c, p < 8`, `q < squares`.
+/// Transposes `n × n` squares, `n` being [`square`]: `to[r·width + c] = from[c·stride + r]` for `c < n`, `r < n·squares`.
 ///
 /// # Safety
-/// `from + c·stride` is readable for `8·squares` elements for every `c < 8`; `to + r·width` is writable for 8 elements for every
-/// `r < 8·squares`; the two do not overlap.
+/// `from + c·stride` is readable for `n·squares` elements for every `c < n`; `to + r·width` is writable for `n` elements for every
+/// `r < n·squares`; the two do not overlap.
 pub(crate) unsafe fn transpose<T: Real>(isa: Isa, from: *const T, stride: isize, to: *mut T, width: usize, squares: usize) {
+    // `Real` is f32 or f64, told apart by size.
     #[cfg(target_arch = "x86_64")]
-    if let Isa::Avx512(_) | Isa::Avx2(_) = isa {
-        // `Real` is f32 or f64, told apart by size.
-        if size_of::<T>() == 4 {
-            // SAFETY: both sets include AVX2; the rest is passed on.
-            return unsafe { x86_64::transpose_f32(from.cast(), stride, to.cast(), width, squares) };
-        }
-        // SAFETY: as above.
-        return unsafe { x86_64::transpose_f64(from.cast(), stride, to.cast(), width, squares) };
+    match (isa, size_of::<T>()) {
+        // SAFETY: the set is AVX-512, whose square is 16 for f32; the rest is passed on.
+        (Isa::Avx512(_), 4) => return unsafe { x86_64::transpose_f32x16(from.cast(), stride, to.cast(), width, squares) },
+        // SAFETY: the set is AVX2, whose square is 8 for f32; the rest is passed on.
+        (Isa::Avx2(_), 4) => return unsafe { x86_64::transpose_f32x8(from.cast(), stride, to.cast(), width, squares) },
+        // SAFETY: both sets include AVX2, and the square is 8 for f64; the rest is passed on.
+        (Isa::Avx512(_) | Isa::Avx2(_), _) => unsafe {
+            return x86_64::transpose_f64x4(from.cast(), stride, to.cast(), width, squares);
+        },
+        _ => {}
     }
-    let _ = isa;
-    for c in 0..SQUARE {
-        for r in 0..SQUARE * squares {
-            // SAFETY: `c < 8`, `r < 8·squares` (contract).
+    let n = square::<T>(isa);
+    for c in 0..n {
+        for r in 0..n * squares {
+            // SAFETY: `c < n`, `r < n·squares` (contract).
             let x = unsafe { *from.wrapping_offset(c as isize * stride).wrapping_add(r) };
             // SAFETY: as above.
             unsafe { *to.wrapping_add(r * width + c) = x };

@@ -1,13 +1,53 @@
-//! AVX: shuffles for transposition, which pulp lacks.
+//! AVX2 and AVX-512: shuffles for transposition, which pulp lacks.
 //!
-//! Packing 1024 × 1024 weights for the forward product takes 0.4 × the time of the compiler's own code for the same loops.
+//! Packing 1024 × 1024 weights for the forward product takes a quarter of the time of the compiler's own code for the same loops.
 
 use core::arch::x86_64::*;
 
 /// # Safety
-/// As `arch::transpose`.
+/// As `arch::transpose`, with squares of 16.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn transpose_f32x16(from: *const f32, stride: isize, to: *mut f32, width: usize, squares: usize) {
+    for q in 0..squares {
+        let mut r = [_mm512_setzero_ps(); 16];
+        for (c, r) in r.iter_mut().enumerate() {
+            // SAFETY: 16 elements of column `c`, square `q` (contract).
+            *r = unsafe { _mm512_loadu_ps(from.wrapping_offset(c as isize * stride).wrapping_add(16 * q)) };
+        }
+        // Rows 4h..4h+4 become, in each 128-bit lane, the transposed 4 × 4 of those rows.
+        let mut t = [_mm512_setzero_ps(); 16];
+        for h in 0..4 {
+            let a = _mm512_unpacklo_ps(r[4 * h], r[4 * h + 1]);
+            let b = _mm512_unpackhi_ps(r[4 * h], r[4 * h + 1]);
+            let c = _mm512_unpacklo_ps(r[4 * h + 2], r[4 * h + 3]);
+            let d = _mm512_unpackhi_ps(r[4 * h + 2], r[4 * h + 3]);
+            t[4 * h] = _mm512_shuffle_ps::<0x44>(a, c);
+            t[4 * h + 1] = _mm512_shuffle_ps::<0xEE>(a, c);
+            t[4 * h + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+            t[4 * h + 3] = _mm512_shuffle_ps::<0xEE>(b, d);
+        }
+        // Lane l of t[4h + i] holds column 4l + i of rows 4h..4h+4: transpose the 4 × 4 of lanes.
+        for i in 0..4 {
+            let a = _mm512_shuffle_f32x4::<0x44>(t[i], t[4 + i]);
+            let b = _mm512_shuffle_f32x4::<0xEE>(t[i], t[4 + i]);
+            let c = _mm512_shuffle_f32x4::<0x44>(t[8 + i], t[12 + i]);
+            let d = _mm512_shuffle_f32x4::<0xEE>(t[8 + i], t[12 + i]);
+            r[i] = _mm512_shuffle_f32x4::<0x88>(a, c);
+            r[4 + i] = _mm512_shuffle_f32x4::<0xDD>(a, c);
+            r[8 + i] = _mm512_shuffle_f32x4::<0x88>(b, d);
+            r[12 + i] = _mm512_shuffle_f32x4::<0xDD>(b, d);
+        }
+        for (p, r) in r.iter().enumerate() {
+            // SAFETY: 16 elements of row `16q + p` (contract).
+            unsafe { _mm512_storeu_ps(to.wrapping_add((16 * q + p) * width), *r) };
+        }
+    }
+}
+
+/// # Safety
+/// As `arch::transpose`, with squares of 8.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn transpose_f32(from: *const f32, stride: isize, to: *mut f32, width: usize, squares: usize) {
+pub(super) unsafe fn transpose_f32x8(from: *const f32, stride: isize, to: *mut f32, width: usize, squares: usize) {
     for q in 0..squares {
         let mut r = [_mm256_setzero_ps(); 8];
         for (c, r) in r.iter_mut().enumerate() {
@@ -38,9 +78,9 @@ pub(super) unsafe fn transpose_f32(from: *const f32, stride: isize, to: *mut f32
 }
 
 /// # Safety
-/// As `arch::transpose`.
+/// As `arch::transpose`, with squares of 8.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn transpose_f64(from: *const f64, stride: isize, to: *mut f64, width: usize, squares: usize) {
+pub(super) unsafe fn transpose_f64x4(from: *const f64, stride: isize, to: *mut f64, width: usize, squares: usize) {
     for q in 0..2 * squares {
         for half in 0..2 {
             let mut r = [_mm256_setzero_pd(); 4];
