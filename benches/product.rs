@@ -97,7 +97,7 @@ impl<T: Scalar> Layer<T> {
             if once { state.plan.forward_once(weights, below, epilogue) } else { state.plan.forward(below, epilogue) }
         };
         group.row(By::Dualprop, "packed beforehand", || state(Plan::packed(isa, weights)), |s| ours(s, false), check);
-        group.row(By::Dualprop, once(batch), || state(Plan::new(isa)), |s| ours(s, true), check);
+        group.row(By::Dualprop, "weights in place", || state(Plan::new(isa)), |s| ours(s, true), check);
         for peer in Peer::ALL {
             let run = |state: &mut State<T>| {
                 peer.product(state.drive.view_mut(), T::ZERO, T::ONE, below, weights.transpose());
@@ -137,9 +137,4 @@ impl<T: Scalar> Layer<T> {
             group.row(By::Peer(peer), "", || state(Plan::new(isa)), run, check);
         }
     }
-}
-
-/// What a plan does with weights that are used once on the way up.
-fn once(batch: usize) -> &'static str {
-    if batch <= common::ours::SMALL_BATCH { "weights in place" } else { "pack + product" }
 }

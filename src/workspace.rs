@@ -19,9 +19,6 @@ pub struct Workspace<T> {
     scratch: Scratch<T>,
 }
 
-/// Up to this batch, weights are walked in their own order; above, arithmetic is what takes time.
-const SMALL_BATCH: usize = 16;
-
 impl<T: Real> Workspace<T> {
     /// An empty workspace.
     pub fn new(runtime: &Runtime) -> Self {
@@ -50,8 +47,7 @@ impl<T: Real> Workspace<T> {
     /// `above·W` (`batch × n_in`) with weights read where they are.
     pub(crate) fn top_down(&mut self, weights: MatRef<'_, T>, above: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), above.nrows());
-        let blocking =
-            if batch <= SMALL_BATCH { Blocking::in_place::<T>(isa, batch) } else { Blocking::streaming_panels::<T>(isa, batch) };
+        let blocking = Blocking::in_place::<T>(isa, batch);
         product(isa, par, Rows::View(above), Lanes::View(weights), epilogue, blocking, &mut self.scratch);
     }
 

@@ -7,9 +7,6 @@ use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 
 use super::Scalar;
 
-/// Up to this batch, weights that are used once are read where they are.
-pub const SMALL_BATCH: usize = 16;
-
 /// A layer's packed weights and workspace.
 pub struct Plan<T> {
     isa: Isa,
@@ -41,16 +38,11 @@ impl<T: Scalar> Plan<T> {
         product(self.isa, Par::Seq, Rows::View(below), Lanes::Packed(&self.up), epilogue, blocking, &mut self.scratch);
     }
 
-    /// `below·Wᵀ` with weights that are used only once: in place for a small batch, else packed first.
+    /// `below·Wᵀ` with weights that are used only once.
     pub fn forward_once(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
-        if below.nrows() > SMALL_BATCH {
-            self.up.pack(self.isa, weights.transpose());
-            return self.forward(below, epilogue);
-        }
-        self.panels.pack(self.isa, below.transpose());
-        let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
-        let blocking = Blocking::streaming_rows::<T>(self.isa, weights.ncols());
-        product(self.isa, Par::Seq, rows, lanes, epilogue.transposed(), blocking, &mut self.scratch);
+        let (rows, lanes) = (Rows::View(below), Lanes::View(weights.transpose()));
+        let blocking = Blocking::on_the_fly(below.nrows());
+        product(self.isa, Par::Seq, rows, lanes, epilogue, blocking, &mut self.scratch);
     }
 
     /// `above·W` with the packed weights.
@@ -61,11 +53,7 @@ impl<T: Scalar> Plan<T> {
 
     /// `above·W` with weights that are used only once.
     pub fn top_down_once(&mut self, weights: MatRef<'_, T>, above: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
-        let blocking = if above.nrows() <= SMALL_BATCH {
-            Blocking::in_place::<T>(self.isa, above.nrows())
-        } else {
-            Blocking::streaming_panels::<T>(self.isa, above.nrows())
-        };
+        let blocking = Blocking::in_place::<T>(self.isa, above.nrows());
         product(self.isa, Par::Seq, Rows::View(above), Lanes::View(weights), epilogue, blocking, &mut self.scratch);
     }
 

@@ -173,6 +173,8 @@ impl<T: Real> Step<'_, T> {
 
 // SAFETY: `apply` touches `col..col + live` of the first row of `weights`, which has the shape of the product.
 unsafe impl<T: Real> Apply<T> for Step<'_, T> {
+    const IN_REGISTERS: bool = true;
+
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.weights.shape() == (rows, cols)
     }

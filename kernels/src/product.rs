@@ -27,6 +27,10 @@ use crate::vector::{Real, Vector};
 /// [`fits`](Self::fits) may return `true` only if [`apply`](Self::apply) keeps to its operands for every element of a
 /// `rows × cols` product.
 pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
+    /// Takes the sums of whole tiles from registers when the whole depth is done at once: for epilogues whose traffic is large against
+    /// the arithmetic.
+    const IN_REGISTERS: bool = false;
+
     /// Whether the operands have the shape of a product of `rows × cols`.
     fn fits(&self, rows: usize, cols: usize) -> bool;
 
@@ -54,6 +58,16 @@ pub(crate) trait Finish<T: Real>: Sync {
     /// # Safety
     /// [`suits`](Self::suits) holds for a product that contains the block, and no other call on that product shares an element with it.
     unsafe fn finish(&self, isa: Isa, block: &Sums<'_, T>);
+
+    /// Whether [`finish_tiles`](Self::finish_tiles) is there to be called.
+    fn takes_tiles(&self) -> bool;
+
+    /// Computes a run of whole tiles of MR × NR, from zero, and applies the epilogue to each; the first starts at `(row, col)` of the
+    /// product, the next ones lie to its right. Their sums are not stored.
+    ///
+    /// # Safety
+    /// As [`finish`](Self::finish) for the tiles; contracts 1 and 2 of [`tile::run`].
+    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, row: usize, col: usize);
 }
 
 /// A block of finished sums: element `(i, j)` of the product is at `(i − i0)·stride + j − j0`.
@@ -73,6 +87,58 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
 
     unsafe fn finish(&self, isa: Isa, block: &Sums<'_, T>) {
         isa.run::<T, _>(Applied { block, epilogue: *self });
+    }
+
+    fn takes_tiles(&self) -> bool {
+        A::IN_REGISTERS && self.is_unit()
+    }
+
+    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, row: usize, col: usize) {
+        if A::IN_REGISTERS {
+            isa.run::<T, _>(InRegisters { tiles, row, col, epilogue: *self });
+        }
+    }
+}
+
+/// A run of whole tiles whose sums go to the epilogue in registers.
+struct InRegisters<'a, T, A> {
+    tiles: &'a Tiles<T>,
+    row: usize,
+    col: usize,
+    epilogue: A,
+}
+
+impl<T: Real, A: Apply<T>> Kernel<T> for InRegisters<'_, T, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        // The tile shapes of the table in `isa.rs`; the conditions are constants.
+        match (S::REGISTER_COUNT, S::IS_SCALAR) {
+            (32, _) => self.tiles::<S, 8, 3>(simd),
+            (_, false) => self.tiles::<S, 6, 2>(simd),
+            (_, true) => self.tiles::<S, 4, 2>(simd),
+        }
+    }
+}
+
+impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
+    #[inline(always)]
+    fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) {
+        let Tiles { rows, mut lanes, depth, count, .. } = *self.tiles;
+        let each: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(self.row + r));
+        for t in 0..count {
+            // SAFETY: contract of `Finish::finish_tiles`.
+            let sums = unsafe { tile::accumulate(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth) };
+            for r in 0..R {
+                for v in 0..V {
+                    let col = self.col + (t * V + v) * S::LANES;
+                    // SAFETY: the epilogue fits the product, the tile is in it and ours, and `takes_tiles` has asked for unit columns.
+                    unsafe { each[r].apply::<S, true>(simd, sums[r][v], col, S::LANES) };
+                }
+            }
+            lanes.at = lanes.at.wrapping_offset(lanes.jump);
+        }
     }
 }
 
@@ -150,10 +216,13 @@ impl Blocking {
         Self { mc: mr, kc, nc, group: (near / nc).max(1) }
     }
 
-    /// Hardly any rows against a right operand that is read row by row (weights of a small batch): shallow blocks of depth over all
-    /// columns, so that memory is walked in its own order.
+    /// A few rows against a right operand with contiguous columns that is read where it is: for hardly any rows shallow blocks of depth
+    /// over all columns, so that memory is walked in its own order, else [`on_the_fly`](Self::on_the_fly).
     pub fn in_place<T: Real>(isa: Isa, rows: usize) -> Self {
-        let mc = rows.clamp(1, 16);
+        if rows > 16 {
+            return Self::on_the_fly(rows);
+        }
+        let mc = rows.max(1);
         let nc = CACHE / 4 / size_of::<T>() / (mc * panel_width::<T>(isa));
         Self { mc, kc: (8 * mc).min(64), nc: nc.max(1), group: 1 }
     }
@@ -304,6 +373,8 @@ impl<T: Real> Work<'_, T> {
         let panels = self.nc.min(self.n.div_ceil(self.width) - panel0);
         let stride = self.nc * self.width;
         let (sums, packed) = scratch.split_at_mut(self.mc * stride);
+        // Columns before this one have met the epilogue already, in registers.
+        let mut done = panel0 * self.width;
         for p0 in (0..self.depth.max(1)).step_by(self.kc) {
             let deep = self.kc.min(self.depth - p0);
             let mut panel = 0;
@@ -313,14 +384,26 @@ impl<T: Real> Work<'_, T> {
                 // Panels that lie as they should, and one behind the other.
                 let alike = if self.lies_well(cols) { (self.n - j0).div_euclid(self.width).clamp(1, panels - panel) } else { 1 };
                 let lanes = self.right(p0, deep, j0, cols, packed);
-                let at = &mut sums[panel * self.width..];
-                self.tiles(p0, deep, i0, height, lanes, (cols, alike), at, stride);
+                if deep == self.depth && height == self.mr && cols == self.width && self.epilogue.takes_tiles() {
+                    let rows = Operand { jump: 0, ..self.left(0, i0) };
+                    let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
+                    let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false };
+                    // SAFETY: as for `finish` below; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
+                    unsafe { self.epilogue.finish_tiles(self.isa, &tiles, i0, j0) };
+                    done = j0 + alike * self.width;
+                } else {
+                    let at = &mut sums[panel * self.width..];
+                    self.tiles(p0, deep, i0, height, lanes, (cols, alike), at, stride);
+                }
                 panel += alike;
             }
         }
-        let j0 = panel0 * self.width;
-        let cols = (panels * self.width).min(self.n - j0);
-        let block = Sums { sums, stride, i0, height, j0, cols };
+        let end = ((panel0 + panels) * self.width).min(self.n);
+        if done == end {
+            return;
+        }
+        let sums = &sums[done - panel0 * self.width..];
+        let block = Sums { sums, stride, i0, height, j0: done, cols: end - done };
         // SAFETY: `drive` has checked that the epilogue fits the product, which contains the block; blocks do not overlap.
         unsafe { self.epilogue.finish(self.isa, &block) };
     }
@@ -439,7 +522,7 @@ impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
         let Sums { sums, stride, i0, height, j0, cols } = *self.block;
         for i in 0..height {
             let epilogue = self.epilogue.skip_rows(i0 + i);
-            let (vectors, _) = S::as_vectors(&sums[i * stride..(i + 1) * stride]);
+            let (vectors, _) = S::as_vectors(&sums[i * stride..][..cols.next_multiple_of(S::LANES)]);
             let whole = cols / S::LANES;
             for (v, &sums) in vectors.iter().enumerate().take(whole) {
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.

@@ -63,25 +63,8 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
                     }
                 }
             }
-            let row: [*const T; R] = core::array::from_fn(|r| rows.at.wrapping_offset(r as isize * rows.row));
-            let mut lane = lanes.at;
-            let mut offset = 0isize;
-            for _ in 0..depth {
-                let mut b = [simd.splat(T::ZERO); V];
-                for v in 0..V {
-                    // SAFETY: contract 2, `p < depth`, `v < V`.
-                    b[v] = unsafe { lane.wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
-                }
-                for r in 0..R {
-                    // SAFETY: contract 1, `r < R`, `offset = p·step`.
-                    let a = simd.splat(unsafe { *row[r].wrapping_offset(offset) });
-                    for v in 0..V {
-                        acc[r][v] = simd.mul_add(a, b[v], acc[r][v]);
-                    }
-                }
-                lane = lane.wrapping_offset(lanes.step);
-                offset += rows.step;
-            }
+            // SAFETY: contracts 1 and 2 of `run`.
+            let acc = unsafe { accumulate(simd, acc, rows, lanes, depth) };
             for r in 0..R {
                 for v in 0..V {
                     let at = sums.at.wrapping_offset(r as isize * sums.row).wrapping_add(v * S::LANES);
@@ -94,6 +77,40 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
             sums.at = sums.at.wrapping_offset(sums.jump);
         }
     }
+}
+
+/// Adds the products of a tile to its sums, in registers.
+///
+/// # Safety
+/// Contracts 1 and 2 of [`run`] for `R` rows, `V` vectors and one tile.
+#[inline(always)]
+pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: usize>(
+    simd: S,
+    mut acc: [[S::V; V]; R],
+    rows: Operand<*const T>,
+    lanes: Operand<*const T>,
+    depth: usize,
+) -> [[S::V; V]; R] {
+    let row: [*const T; R] = core::array::from_fn(|r| rows.at.wrapping_offset(r as isize * rows.row));
+    let mut lane = lanes.at;
+    let mut offset = 0isize;
+    for _ in 0..depth {
+        let mut b = [simd.splat(T::ZERO); V];
+        for v in 0..V {
+            // SAFETY: contract 2, `p < depth`, `v < V`.
+            b[v] = unsafe { lane.wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+        }
+        for r in 0..R {
+            // SAFETY: contract 1, `r < R`, `offset = p·step`.
+            let a = simd.splat(unsafe { *row[r].wrapping_offset(offset) });
+            for v in 0..V {
+                acc[r][v] = simd.mul_add(a, b[v], acc[r][v]);
+            }
+        }
+        lane = lane.wrapping_offset(lanes.step);
+        offset += rows.step;
+    }
+    acc
 }
 
 /// A micro-kernel of fixed shape; takes the instruction set at each call, which costs one predicted branch.
