@@ -1,5 +1,7 @@
 //! Networks of dense layers and their training.
 
+mod alignment;
+mod evaluator;
 mod learning_rate;
 mod loss;
 mod rule;
@@ -7,6 +9,7 @@ mod schedule;
 mod settings;
 mod state;
 mod synapse;
+mod targets;
 mod trainer;
 
 use dualprop_kernels::activation::Activation;
@@ -22,7 +25,8 @@ pub use learning_rate::LearningRate;
 pub use loss::Loss;
 pub use schedule::Schedule;
 pub use settings::{Damping, Decay, Method, NudgeAt, Optimizer, Output, Settings};
-pub use trainer::{Evaluation, Step, Targets, Trainer};
+pub use targets::Targets;
+pub use trainer::{Evaluation, Step, Trainer};
 
 /// A chain of dense layers: `a_{k+1} = W_k s_k + b_k`, `s_{k+1} = f(a_{k+1})`, with a linear output.
 #[derive(Clone, Debug)]
@@ -124,6 +128,11 @@ impl<T: Real> Network<T> {
     /// If there is no layer `k`.
     pub fn bias_mut(&mut self, k: usize) -> Option<&mut [T]> {
         self.biases.as_mut().map(|biases| &mut biases[k][..])
+    }
+
+    /// Weights and biases into layer `k` of units; `zeros` stand in for biases that the network does not have.
+    pub(crate) fn incoming<'a>(&'a self, k: usize, zeros: &'a [T]) -> (MatRef<'a, T>, &'a [T]) {
+        (self.weights[k - 1].view(), self.bias(k - 1).unwrap_or(&zeros[..self.widths[k]]))
     }
 
     /// All weights and biases are finite.

@@ -1,7 +1,6 @@
 //! A training plan and its step.
 
 use dualprop_kernels::epilogue::Epilogue;
-use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::Update;
 use dualprop_kernels::reduce;
 use dualprop_kernels::strided::{Input, Output};
@@ -9,11 +8,14 @@ use dualprop_kernels::vector::Real;
 use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{MatMut, MatRef};
 
+use super::alignment::{Alignment, Gradient};
+use super::evaluator::Evaluator;
 use super::rule::{Residual, Rule};
 use super::schedule::{Schedule, Start, sequence};
 use super::settings::{Decay, Method, Optimizer, Settings};
 use super::state::{Clock, FREE, Inputs, NUDGED, Units};
 use super::synapse::{Synapse, gradient};
+use super::targets::Targets;
 use super::{Init, Network, draw, fits_memory};
 use crate::check;
 use crate::error::Error;
@@ -22,15 +24,6 @@ use crate::matrix::RowMajor;
 use crate::random::Counter;
 use crate::runtime::Runtime;
 use crate::workspace::Workspace;
-
-/// What the outputs should be, one row or class for each sample of a batch.
-#[derive(Clone, Copy, Debug)]
-pub enum Targets<'a, T> {
-    /// Class numbers, taken as one-hot rows.
-    Classes(&'a [u32]),
-    /// `batch × outputs`.
-    Values(MatRef<'a, T>),
-}
 
 /// What a training step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -376,7 +369,7 @@ impl<T: Real> Trainer<T> {
         let layers = self.network.layers();
         for k in 1..=layers {
             let [below, here] = self.units.get_disjoint_mut([k - 1, k]).expect("two layers");
-            let (weights, bias) = incoming(&self.network, &self.zeros, k);
+            let (weights, bias) = self.network.incoming(k, &self.zeros);
             let synapse = &mut self.synapses[k - 1];
             let (below_mean, drive) = (below.mean.view(), here.drive.view_mut());
             if k < layers {
@@ -433,7 +426,7 @@ impl<T: Real> Trainer<T> {
         if self.settings.skip && here.drive_from == below.mean_stamp {
             return;
         }
-        let incoming = incoming(&self.network, &self.zeros, k);
+        let incoming = self.network.incoming(k, &self.zeros);
         self.synapses[k - 1].drive(&mut self.work, incoming, below.mean.view(), here.drive.view_mut(), true);
         here.drive_from = below.mean_stamp;
     }
@@ -666,11 +659,6 @@ impl<T: Real> Trainer<T> {
 /// Samples that are evaluated at once.
 const CHUNK: usize = 256;
 
-/// Weights and biases into layer `k` of units.
-fn incoming<'a, T: Real>(network: &'a Network<T>, zeros: &'a [T], k: usize) -> (MatRef<'a, T>, &'a [T]) {
-    (network.weights[k - 1].view(), network.bias(k - 1).unwrap_or(&zeros[..network.widths[k]]))
-}
-
 fn copy<T: Real>(to: &mut RowMajor<T>, from: &RowMajor<T>) {
     for row in 0..from.rows() {
         to.row_mut(row).copy_from_slice(from.row(row));
@@ -680,115 +668,4 @@ fn copy<T: Real>(to: &mut RowMajor<T>, from: &RowMajor<T>) {
 /// A row of a matrix whose columns are contiguous.
 fn row_of<T>(matrix: MatRef<'_, T>, row: usize) -> &[T] {
     matrix.row(row).try_as_row_major().expect("the trainer's own matrices are row-major").as_slice()
-}
-
-impl<T: Real> Targets<'_, T> {
-    fn check(&self, samples: usize, n_out: usize) -> Result<(), Error> {
-        match *self {
-            Targets::Classes(labels) => {
-                check::length("targets", labels.len(), samples)?;
-                match labels.iter().position(|&label| label as usize >= n_out) {
-                    Some(index) => Err(Error::Label { index, label: labels[index], classes: n_out }),
-                    None => Ok(()),
-                }
-            }
-            Targets::Values(values) => {
-                check::shape("targets", values, (samples, n_out))?;
-                check::finite("targets", values)
-            }
-        }
-    }
-
-    /// Writes the target of sample `i`.
-    fn write(&self, i: usize, to: &mut [T]) {
-        match *self {
-            Targets::Classes(labels) => {
-                to.fill(T::ZERO);
-                to[labels[i] as usize] = T::ONE;
-            }
-            Targets::Values(values) => {
-                for (to, col) in to.iter_mut().zip(0..) {
-                    *to = values[(i, col)];
-                }
-            }
-        }
-    }
-}
-
-/// States and gradients for the comparison with back-propagation.
-#[derive(Clone, Debug)]
-struct Alignment<T> {
-    units: Vec<Units<T>>,
-    /// Ours and that of back-propagation; large enough for every layer.
-    gradients: [Gradient<T>; 2],
-    cosine: Vec<f64>,
-}
-
-#[derive(Clone, Debug)]
-struct Gradient<T> {
-    weights: RowMajor<T>,
-    bias: Vec<T>,
-}
-
-impl<T: Real> Alignment<T> {
-    fn new(widths: &[usize], batch: usize) -> Self {
-        let n_out = widths[1..].iter().copied().max().unwrap_or(0);
-        let n_in = widths[..widths.len() - 1].iter().copied().max().unwrap_or(0);
-        let gradient = || Gradient { weights: RowMajor::zeros(n_out, n_in), bias: vec![T::ZERO; n_out] };
-        Self {
-            units: widths.iter().map(|&n| Units::new(batch, n)).collect(),
-            gradients: [gradient(), gradient()],
-            cosine: vec![0.0; widths.len() - 1],
-        }
-    }
-}
-
-impl<T: Real> Gradient<T> {
-    /// Inner product over the first `n_out × n_in` weights and, if asked for, the biases.
-    fn dot(&self, other: &Self, isa: Isa, n_out: usize, n_in: usize, with_bias: bool) -> f64 {
-        let rows = (0..n_out).map(|r| reduce::dot(isa, &self.weights.row(r)[..n_in], &other.weights.row(r)[..n_in]));
-        let bias = if with_bias { reduce::dot(isa, &self.bias[..n_out], &other.bias[..n_out]) } else { 0.0 };
-        rows.fold(bias, |sum, dot| sum + dot)
-    }
-}
-
-/// Memory for plain forward passes outside of training.
-#[derive(Clone, Debug)]
-struct Evaluator<T> {
-    drive: RowMajor<T>,
-    means: [RowMajor<T>; 2],
-}
-
-impl<T: Real> Evaluator<T> {
-    fn new(rows: usize, widest: usize) -> Self {
-        let zeros = || RowMajor::zeros(rows, widest);
-        Self { drive: zeros(), means: [zeros(), zeros()] }
-    }
-
-    /// Outputs for at most as many rows as it was made for.
-    fn predict(
-        &mut self,
-        work: &mut Workspace<T>,
-        network: &Network<T>,
-        synapses: &mut [Synapse<T>],
-        zeros: &[T],
-        x: MatRef<'_, T>,
-    ) -> MatRef<'_, T> {
-        let (rows, layers) = (x.nrows(), network.layers());
-        for k in 1..=layers {
-            let (n_in, n_out) = (network.widths[k - 1], network.widths[k]);
-            let [even, odd] = &mut self.means;
-            let (from, to) = if k % 2 == 0 { (odd, even) } else { (even, odd) };
-            let below = if k == 1 { x } else { from.view().submatrix(0, 0, rows, n_in) };
-            let incoming = incoming(network, zeros, k);
-            let drive = self.drive.view_mut().submatrix_mut(0, 0, rows, n_out);
-            if k < layers {
-                let mean = to.view_mut().submatrix_mut(0, 0, rows, n_out);
-                synapses[k - 1].activate(work, incoming, below, (drive, mean, network.activation), false);
-            } else {
-                synapses[k - 1].drive(work, incoming, below, drive, false);
-            }
-        }
-        self.drive.view().submatrix(0, 0, rows, network.widths[layers])
-    }
 }
