@@ -61,7 +61,9 @@ impl Activation {
     /// NaN gives NaN.
     ///
     /// If the interval of `x` holds a kink (even exactly: conventions differ there) the error is the height of the jump.
-    /// `tanh' = 1 − s²` and `σ' = s(1 − s)` are computed from the value, so their error is absolute, not relative to `f'`.
+    /// `tanh' = 1 − s²` and `σ' = s(1 − s)` are computed from the value, so their error is absolute, not relative to `f'`. Code may also take
+    /// `4z/(1+z)²` with `z = e^(−2|x|)` and `z/(1+z)²` with `z = e^(−|x|)`: an exponential off by one ulp counts for two roundings above the
+    /// bar and, with `z/(1+z) ≤ ½`, for two below it; the sum there counts twice; square and quotient once each: 8 roundings of `f'`.
     pub fn derivative(self, x: Bounded) -> Bounded {
         let precision = x.precision;
         let (zero, one) = (precision.exact(0.0), precision.exact(1.0));
@@ -83,11 +85,13 @@ impl Activation {
             Activation::Sigmoid => {
                 let s = self.value(x);
                 // d(s(1 − s)) = (1 − 2s) ds; the product below counts s twice, which is a bound too.
-                s * (one - s)
+                let slope = s * (one - s);
+                slope.widen(8, slope.magnitude())
             }
             Activation::Tanh => {
                 let s = self.value(x);
-                one - s * s
+                let slope = one - s * s;
+                slope.widen(8, slope.magnitude())
             }
         }
     }

@@ -1,0 +1,134 @@
+//! Weight updates with every optimizer and decay: each instruction set and two ways to call, to the bit, and the bounds of the reference.
+#![no_main]
+
+mod case;
+#[path = "../../kernels/tests/common/mod.rs"]
+mod common;
+
+use arbitrary::{Result, Unstructured};
+use case::*;
+use common::*;
+use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::isa::Isa;
+use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
+use dualprop_reference::bound::dot;
+use dualprop_reference::optimizer::{self as reference, Slots};
+use libfuzzer_sys::fuzz_target;
+
+/// Any number, now and then a nonsensical one.
+fn parameter(u: &mut Unstructured<'_>, sensible: &[f64]) -> Result<f64> {
+    match u.int_in_range(0..=7u8)? {
+        0 => u.arbitrary(),
+        1..=3 => share(u),
+        _ => Ok(*u.choose(sensible)?),
+    }
+}
+
+fn update(u: &mut Unstructured<'_>) -> Result<Update> {
+    let optimizer = match u.int_in_range(0..=2u8)? {
+        0 => Optimizer::Sgd,
+        1 => Optimizer::Momentum { mu: parameter(u, &[0.9, 0.0])? },
+        _ => Optimizer::Adam {
+            beta1: parameter(u, &[0.9, 0.0])?,
+            beta2: parameter(u, &[0.999, 0.0])?,
+            epsilon: parameter(u, &[1e-8, 1e-3])?,
+        },
+    };
+    let decay = match u.int_in_range(0..=2u8)? {
+        0 => Decay::None,
+        1 => Decay::Coupled(parameter(u, &[5e-4, 0.0])?),
+        _ => Decay::Decoupled(parameter(u, &[1e-2, 0.0])?),
+    };
+    let step = if u.arbitrary()? { u.int_in_range(1..=1000)? } else { u.arbitrary()? };
+    Ok(Update { optimizer, decay, learning_rate: parameter(u, &[0.1, 1e-3])?, step, scale: parameter(u, &[1.0, -0.125])? })
+}
+
+/// The parameters after the update.
+fn updated<T: Scalar>(call: &Call, isa: Isa, [rows, lanes]: &[Grid<T>; 2], old: &[Grid<T>], update: Update) -> Vec<Grid<T>> {
+    let mut new: Vec<_> = old.iter().zip(call.operands).map(|(grid, layout)| grid.relaid(layout)).collect();
+    let (weights, moments) = new.split_first_mut().expect("weights");
+    let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
+    call.product(isa, rows, lanes, Epilogue::Update(descent));
+    new
+}
+
+/// Whether the reference's derivation holds: parameters in their ranges, powers of β within reach of its bounds.
+fn is_sensible(update: &Update) -> bool {
+    let (share, below_1) = (0.0..=1.0, 0.0..1.0);
+    let optimizer = match update.optimizer {
+        Optimizer::Momentum { mu } => share.contains(&mu),
+        Optimizer::Adam { beta1, beta2, epsilon } => {
+            below_1.contains(&beta1) && below_1.contains(&beta2) && (1e-12..=1.0).contains(&epsilon)
+        }
+        _ => true,
+    };
+    let decay = match update.decay {
+        Decay::Coupled(lambda) | Decay::Decoupled(lambda) => share.contains(&lambda),
+        _ => true,
+    };
+    let numbers = share.contains(&update.learning_rate) && (-1.0..=1.0).contains(&update.scale);
+    optimizer && decay && numbers && (1..=1000).contains(&update.step)
+}
+
+fn check_reference<T: Scalar>(factors: &[Grid<T>; 2], old: &[Grid<T>], update: Update, new: &[Grid<T>]) {
+    let rate = update.learning_rate;
+    let optimizer = match update.optimizer {
+        Optimizer::Momentum { mu } => reference::Optimizer::Momentum { rate, momentum: mu },
+        Optimizer::Adam { beta1, beta2, epsilon } => reference::Optimizer::Adam { rate, beta1, beta2, epsilon },
+        _ => reference::Optimizer::Sgd { rate },
+    };
+    let decay = match update.decay {
+        Decay::Coupled(lambda) => reference::Decay::Coupled(lambda),
+        Decay::Decoupled(lambda) => reference::Decay::Decoupled(lambda),
+        _ => reference::Decay::None,
+    };
+    let scale = T::PRECISION.parameter(update.scale);
+    let gradient = bounds(&factors[0], &factors[1], |terms, _, _| scale * dot(T::PRECISION, terms));
+    for i in 0..gradient.rows {
+        for j in 0..gradient.cols {
+            // Where a weight is NaN or infinite, kernels make NaN of its moments too: they compute `0·w` when there is no coupled decay.
+            if !gradient[(i, j)].is_informative() || old.iter().any(|grid| !grid.get(i, j).is_finite()) {
+                continue;
+            }
+            let at = |number: usize| old.get(number).map_or(T::PRECISION.exact(0.0), |grid| exact(grid.get(i, j)));
+            let mut slots = Slots { first: at(1), second: at(2) };
+            let weight = optimizer.update(decay, update.step as u32, at(0), &mut slots, gradient[(i, j)]);
+            for (got, bound) in new.iter().zip([weight, slots.first, slots.second]) {
+                check_bound(bound, got.get(i, j), &(i, j, update, factors, old));
+            }
+        }
+    }
+}
+
+fn run<T: Scalar>(mut u: Unstructured<'_>) -> Result<()> {
+    let u = &mut u;
+    let (calls, update) = ([any_call(u)?, any_call(u)?], update(u)?);
+    let mut size = |most: usize| u.int_in_range(0..=most);
+    let (m, depth, n) = (size(17)?, size(20)?, size(97)?);
+    let factors = [grid(u, m, depth)?, grid(u, depth, n)?];
+    let mut old = vec![grid::<T>(u, m, n)?];
+    for number in 1..=update.optimizer.moments() {
+        // Second moments are averages of squares.
+        let moment = grid::<T>(u, m, n)?;
+        old.push(if number == 2 { moment.map(T::abs) } else { moment });
+    }
+    let mut first = None;
+    for isa in Isa::available() {
+        for call in &calls {
+            agree(&mut first, updated(call, isa, &factors, &old, update), &(isa, call, update));
+        }
+    }
+    if is_sensible(&update) {
+        check_reference(&factors, &old, update, &first.expect("the portable set is always available"));
+    }
+    Ok(())
+}
+
+fuzz_target!(|data: &[u8]| {
+    // Too few bytes are no case.
+    let _ = match data.split_first() {
+        Some((kind, rest)) if kind % 2 == 0 => run::<f32>(Unstructured::new(rest)),
+        Some((_, rest)) => run::<f64>(Unstructured::new(rest)),
+        None => return,
+    };
+});
