@@ -92,8 +92,8 @@ pub fn drive<T: Real>(
 /// Costs `2·batch·n_above·units` flops and reads the weights once.
 ///
 /// # Errors
-/// [`Error::Shape`] names the operand that does not fit, [`Error::Parameter`] an `α` outside 0 to 1 or a gain that is not positive. NaN and
-/// infinity propagate.
+/// [`Error::Shape`] names the operand that does not fit, [`Error::Parameter`] an `α` outside 0 to 1 or a gain that is not positive. NaN
+/// and infinity propagate.
 #[expect(clippy::too_many_arguments, reason = "two outputs, three inputs, the rule, and where to work: one idea each")]
 pub fn relax<T: Real>(
     mean: MatMut<'_, T>,
@@ -106,7 +106,8 @@ pub fn relax<T: Real>(
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
     check::alpha(variant.alpha())?;
-    check::positive("gain", variant.gain())?;
+    let gain = variant.gain();
+    check::parameter("gain", gain, "positive, and finite and not zero in the element type", is_positive::<T>(gain))?;
     let shape = (drive.nrows(), drive.ncols());
     check::shape("mean", mean.rb(), shape)?;
     check::shape("diff", diff.rb(), shape)?;
@@ -116,6 +117,11 @@ pub fn relax<T: Real>(
     let epilogue = Epilogue::Dyad { drive, mean, diff, nudge: variant.nudge(), damping: None, activation };
     workspace.top_down(weights, above, epilogue);
     Ok(())
+}
+
+fn is_positive<T: Real>(x: f64) -> bool {
+    let x = T::from_f64(x);
+    x > T::ZERO && x.is_finite()
 }
 
 #[cfg(test)]

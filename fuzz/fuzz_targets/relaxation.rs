@@ -116,7 +116,7 @@ impl<T: Scalar> Case<T> {
             Kind::Drive => left == (out.0, right.1) && right.0 == out.1 && self.bias.len() == right.0,
             Kind::Relax => {
                 let parameter = match self.variant {
-                    Variant::Gain { gain } => gain > 0.0 && gain.is_finite(),
+                    Variant::Gain { gain } => T::from_f64(gain) > T::ZERO && T::from_f64(gain).is_finite(),
                     Variant::Dp { alpha } | Variant::DpTranspose { alpha } => (0.0..=1.0).contains(&alpha),
                     _ => panic!("{:?} is new", self.variant),
                 };

@@ -113,6 +113,7 @@ impl<'a, T: Real> Descent<'a, T> {
         };
         let step = Step { weights: self.weights, scale: c(scale), pull: c(pull), keep: c(keep), rate: c(rate) };
         match (optimizer, self.moments) {
+            (Optimizer::Sgd, _) if pull == 0.0 => run(&Plain(step)),
             (Optimizer::Sgd, _) => run(&step),
             (Optimizer::Momentum { mu }, [Some(momentum), _]) => run(&HeavyBall { step, momentum, mu: c(mu) }),
             (Optimizer::Adam { beta1, beta2, epsilon }, [Some(first), Some(second)]) => {
@@ -158,10 +159,11 @@ struct Step<'a, T> {
 }
 
 impl<T: Real> Step<'_, T> {
-    /// Gradient with coupled decay.
+    /// Gradient with coupled decay; without, the weight is not in it, whatever it is.
     #[inline(always)]
     fn gradient<S: Vector<T>>(&self, simd: S, sums: S::V, w: S::V) -> S::V {
-        simd.mul_add(simd.splat(self.pull), w, simd.mul(simd.splat(self.scale), sums))
+        let gradient = simd.mul(simd.splat(self.scale), sums);
+        if self.pull == T::ZERO { gradient } else { simd.mul_add(simd.splat(self.pull), w, gradient) }
     }
 
     /// `keep·w − rate·direction`.
@@ -173,8 +175,6 @@ impl<T: Real> Step<'_, T> {
 
 // SAFETY: `apply` touches `col..col + live` of the first row of `weights`, which has the shape of the product.
 unsafe impl<T: Real> Apply<T> for Step<'_, T> {
-    const IN_REGISTERS: bool = true;
-
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.weights.shape() == (rows, cols)
     }
@@ -195,6 +195,37 @@ unsafe impl<T: Real> Apply<T> for Step<'_, T> {
         let new = self.descend(simd, w, self.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
         unsafe { self.weights.store::<S, UNIT>(simd, col, live, new) };
+    }
+}
+
+/// Descent without coupled decay: so little arithmetic that the sums had better stay in registers.
+#[derive(Clone, Copy)]
+struct Plain<'a, T>(Step<'a, T>);
+
+// SAFETY: as for `Step`.
+unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
+    const IN_REGISTERS: bool = true;
+
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.0.fits(rows, cols)
+    }
+
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self(self.0.skip_rows(rows))
+    }
+
+    fn is_unit(&self) -> bool {
+        self.0.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let w = unsafe { self.0.weights.load::<S, UNIT>(simd, col, live) };
+        let new = self.0.descend(simd, w, simd.mul(simd.splat(self.0.scale), sums));
+        // SAFETY: contract of `apply`.
+        unsafe { self.0.weights.store::<S, UNIT>(simd, col, live, new) };
     }
 }
 
