@@ -6,11 +6,11 @@
 use crate::activation::{Activate, Activation, Visit};
 use crate::optimizer::Descent;
 use crate::product::{Apply, Finish};
-use crate::strided::{Input, Output};
+use crate::strided::{Input, Output, Target};
 use crate::vector::{Real, Vector};
 
 /// What a product does with its sums, and the operands that it does it to; all have the shape of the product.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Epilogue<'a, T> {
     /// `out ← scale·sum`, whatever was there before.
     Store {
@@ -86,26 +86,26 @@ impl<T: Real> Epilogue<'_, T> {
     /// The same for the transposed product: rows of the operands become columns.
     pub fn transposed(mut self) -> Self {
         match &mut self {
-            Epilogue::Store { out, .. } | Epilogue::Accumulate { out, .. } => *out = out.transpose(),
-            Epilogue::Drive { drive, bias } => (*drive, *bias) = (drive.transpose(), bias.transpose()),
+            Epilogue::Store { out, .. } | Epilogue::Accumulate { out, .. } => out.0 = out.0.transpose(),
+            Epilogue::Drive { drive, bias } => (drive.0, *bias) = (drive.0.transpose(), bias.transpose()),
             Epilogue::Forward { drive, bias, mean, .. } => {
-                (*drive, *bias, *mean) = (drive.transpose(), bias.transpose(), mean.transpose());
+                (drive.0, *bias, mean.0) = (drive.0.transpose(), bias.transpose(), mean.0.transpose());
             }
             Epilogue::Dyad { drive, mean, diff, .. } => {
-                (*drive, *mean, *diff) = (drive.transpose(), mean.transpose(), diff.transpose());
+                (*drive, mean.0, diff.0) = (drive.transpose(), mean.0.transpose(), diff.0.transpose());
             }
-            Epilogue::Derivative { drive, diff, .. } => (*drive, *diff) = (drive.transpose(), diff.transpose()),
-            Epilogue::Update(descent) => *descent = descent.transposed(),
+            Epilogue::Derivative { drive, diff, .. } => (*drive, diff.0) = (drive.transpose(), diff.0.transpose()),
+            Epilogue::Update(descent) => descent.transpose(),
         }
         self
     }
 
     /// Hands the compiled form to `run`.
-    pub(crate) fn with(self, run: &mut dyn FnMut(&dyn Finish<T>)) {
+    pub(crate) fn with(&self, run: &mut dyn FnMut(&dyn Finish<T>)) {
         match self {
-            Epilogue::Store { out, scale } => run(&Store { out, scale }),
-            Epilogue::Accumulate { out, scale } => run(&Accumulate { out, scale }),
-            Epilogue::Drive { drive, bias } => run(&Drive { drive, bias }),
+            Epilogue::Store { out, scale } => run(&Store { out: out.0, scale: *scale }),
+            Epilogue::Accumulate { out, scale } => run(&Accumulate { out: out.0, scale: *scale }),
+            Epilogue::Drive { drive, bias } => run(&Drive { drive: drive.0, bias: *bias }),
             Epilogue::Update(descent) => descent.with(run),
             Epilogue::Forward { activation, .. }
             | Epilogue::Dyad { activation, .. }
@@ -118,7 +118,7 @@ impl<T: Real> Epilogue<'_, T> {
 
 /// An epilogue with an activation, whose type comes with the visit.
 struct Activated<'a, 'r, T: Real> {
-    epilogue: Epilogue<'a, T>,
+    epilogue: &'r Epilogue<'a, T>,
     run: &'r mut dyn FnMut(&dyn Finish<T>),
 }
 
@@ -127,12 +127,12 @@ impl<T: Real> Visit for Activated<'_, '_, T> {
 
     fn visit<A: Activate>(self, activation: A) {
         let c = |x: f64| T::from_f64(x);
-        match self.epilogue {
-            Epilogue::Forward { drive, bias, mean, .. } => {
-                (self.run)(&Forward { drive: Drive { drive, bias }, mean, activation });
+        match *self.epilogue {
+            Epilogue::Forward { ref drive, bias, ref mean, .. } => {
+                (self.run)(&Forward { drive: Drive { drive: drive.0, bias }, mean: mean.0, activation });
             }
-            Epilogue::Dyad { drive, mean, diff, nudge, damping, .. } => {
-                let dyad = Dyad { drive, mean, diff, nudge, activation };
+            Epilogue::Dyad { drive, ref mean, ref diff, nudge, damping, .. } => {
+                let dyad = Dyad { drive, mean: mean.0, diff: diff.0, nudge, activation };
                 match damping {
                     None => (self.run)(&dyad),
                     Some(lambda) => {
@@ -140,7 +140,7 @@ impl<T: Real> Visit for Activated<'_, '_, T> {
                     }
                 }
             }
-            Epilogue::Derivative { drive, diff, .. } => (self.run)(&Derivative { drive, diff, activation }),
+            Epilogue::Derivative { drive, ref diff, .. } => (self.run)(&Derivative { drive, diff: diff.0, activation }),
             _ => unreachable!("the other epilogues have no activation"),
         }
     }
@@ -148,7 +148,7 @@ impl<T: Real> Visit for Activated<'_, '_, T> {
 
 #[derive(Clone, Copy, Debug)]
 struct Store<'a, T> {
-    out: Output<'a, T>,
+    out: Target<'a, T>,
     scale: T,
 }
 
@@ -176,7 +176,7 @@ unsafe impl<T: Real> Apply<T> for Store<'_, T> {
 
 #[derive(Clone, Copy, Debug)]
 struct Accumulate<'a, T> {
-    out: Output<'a, T>,
+    out: Target<'a, T>,
     scale: T,
 }
 
@@ -207,7 +207,7 @@ unsafe impl<T: Real> Apply<T> for Accumulate<'_, T> {
 /// The drive is never −0 afterwards, so that a layer nudged by nothing has the bits of one that is not nudged.
 #[derive(Clone, Copy, Debug)]
 struct Drive<'a, T> {
-    drive: Output<'a, T>,
+    drive: Target<'a, T>,
     bias: Input<'a, T>,
 }
 
@@ -248,7 +248,7 @@ unsafe impl<T: Real> Apply<T> for Drive<'_, T> {
 #[derive(Clone, Copy, Debug)]
 struct Forward<'a, T, A> {
     drive: Drive<'a, T>,
-    mean: Output<'a, T>,
+    mean: Target<'a, T>,
     activation: A,
 }
 
@@ -292,8 +292,8 @@ pub struct Nudge<T> {
 #[derive(Clone, Copy, Debug)]
 struct Dyad<'a, T, A> {
     drive: Input<'a, T>,
-    mean: Output<'a, T>,
-    diff: Output<'a, T>,
+    mean: Target<'a, T>,
+    diff: Target<'a, T>,
     nudge: Nudge<T>,
     activation: A,
 }
@@ -394,7 +394,7 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
 #[derive(Clone, Copy, Debug)]
 struct Derivative<'a, T, A> {
     drive: Input<'a, T>,
-    diff: Output<'a, T>,
+    diff: Target<'a, T>,
     activation: A,
 }
 

@@ -3,7 +3,7 @@
 use faer::MatMut;
 
 use crate::product::{Apply, Finish};
-use crate::strided::Output;
+use crate::strided::Target;
 use crate::vector::{Real, Vector};
 
 /// How weights follow their gradient.
@@ -77,10 +77,10 @@ impl Optimizer {
 /// The sums of the product times [`Update::scale`] are the gradient. The optimizer adds a fixed sequence of at most 12 rounded
 /// operations; square root and division are exact IEEE operations, the powers `β^t` products in f64: the same bits everywhere. Each
 /// weight and moment is read and written once: `8·(1 + moments)` bytes a weight in f32.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Descent<'a, T> {
-    weights: Output<'a, T>,
-    moments: [Option<Output<'a, T>>; 2],
+    weights: Target<'a, T>,
+    moments: [Option<Target<'a, T>>; 2],
     update: Update,
 }
 
@@ -90,20 +90,21 @@ impl<'a, T: Real> Descent<'a, T> {
     /// # Panics
     /// If `moments` has another number of matrices than [`Optimizer::moments`].
     pub fn new(weights: MatMut<'a, T>, moments: impl IntoIterator<Item = MatMut<'a, T>>, update: Update) -> Self {
-        let mut moments = moments.into_iter().map(Output::new);
+        let mut moments = moments.into_iter().map(Target::new);
         let kept = [moments.next(), moments.next()];
         let count = kept.iter().flatten().count() + moments.count();
         assert_eq!(count, update.optimizer.moments(), "the optimizer keeps another number of moments");
-        Self { weights: Output::new(weights), moments: kept, update }
+        Self { weights: Target::new(weights), moments: kept, update }
     }
 
-    pub(crate) fn transposed(self) -> Self {
-        let moments = self.moments.map(|moment| moment.map(Output::transpose));
-        Self { weights: self.weights.transpose(), moments, ..self }
+    /// Rows become columns.
+    pub(crate) fn transpose(&mut self) {
+        self.weights = self.weights.transpose();
+        self.moments = self.moments.map(|moment| moment.map(Target::transpose));
     }
 
     /// Hands the compiled form to `run`.
-    pub(crate) fn with(self, run: &mut dyn FnMut(&dyn Finish<T>)) {
+    pub(crate) fn with(&self, run: &mut dyn FnMut(&dyn Finish<T>)) {
         let c = |x: f64| T::from_f64(x);
         let Update { optimizer, decay, learning_rate: rate, step: t, scale } = self.update;
         let (pull, keep) = match decay {
@@ -151,7 +152,7 @@ fn power(mut b: f64, mut n: u64) -> f64 {
 /// Gradient descent, and the part of it that the other optimizers share.
 #[derive(Clone, Copy)]
 struct Step<'a, T> {
-    weights: Output<'a, T>,
+    weights: Target<'a, T>,
     scale: T,
     pull: T,
     keep: T,
@@ -232,7 +233,7 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
 #[derive(Clone, Copy)]
 struct HeavyBall<'a, T> {
     step: Step<'a, T>,
-    momentum: Output<'a, T>,
+    momentum: Target<'a, T>,
     mu: T,
 }
 
@@ -269,8 +270,8 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
 #[derive(Clone, Copy)]
 struct AdamStep<'a, T> {
     step: Step<'a, T>,
-    first: Output<'a, T>,
-    second: Output<'a, T>,
+    first: Target<'a, T>,
+    second: Target<'a, T>,
     beta1: T,
     beta2: T,
     rest1: T,

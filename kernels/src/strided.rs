@@ -82,12 +82,30 @@ impl<'a, T: Real> Input<'a, T> {
     }
 }
 
+/// A matrix that a product writes.
+///
+/// Made from a `MatMut` and, like it, not to be copied: nothing else reaches its elements for `'a`.
+#[derive(Debug)]
+pub struct Output<'a, T>(pub(crate) Target<'a, T>);
+
+impl<'a, T: Real> Output<'a, T> {
+    /// The elements of `view`.
+    pub fn new(view: MatMut<'a, T>) -> Self {
+        Self(Target::new(view))
+    }
+
+    /// Rows become columns.
+    pub fn transpose(self) -> Self {
+        Self(self.0.transpose())
+    }
+}
+
 /// A matrix that several calls of one kernel write, each element by one of them.
 ///
-/// Made from a `MatMut`, so nothing else reaches its elements for `'a`; who may touch which element when is the contract of
+/// Comes from an [`Output`], so nothing but copies of it reaches its elements for `'a`; who may touch which element when is the contract of
 /// [`load`](Self::load) and [`store`](Self::store).
 #[derive(Clone, Copy, Debug)]
-pub struct Output<'a, T> {
+pub(crate) struct Target<'a, T> {
     ptr: *mut T,
     row_stride: isize,
     col_stride: isize,
@@ -97,13 +115,13 @@ pub struct Output<'a, T> {
 }
 
 // SAFETY: elements are only touched under the contracts of `load` and `store`, which exclude races.
-unsafe impl<T: Send> Send for Output<'_, T> {}
+unsafe impl<T: Send> Send for Target<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Output<'_, T> {}
+unsafe impl<T: Send> Sync for Target<'_, T> {}
 
-impl<'a, T: Real> Output<'a, T> {
+impl<'a, T: Real> Target<'a, T> {
     /// The elements of `view`.
-    pub fn new(view: MatMut<'a, T>) -> Self {
+    pub(crate) fn new(view: MatMut<'a, T>) -> Self {
         Self {
             row_stride: view.row_stride(),
             col_stride: view.col_stride(),
@@ -115,7 +133,7 @@ impl<'a, T: Real> Output<'a, T> {
     }
 
     /// Rows become columns.
-    pub fn transpose(self) -> Self {
+    pub(crate) fn transpose(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, rows: self.cols, cols: self.rows, ..self }
     }
 
@@ -124,18 +142,18 @@ impl<'a, T: Real> Output<'a, T> {
     /// # Panics
     /// If there are fewer rows.
     #[inline(always)]
-    pub fn skip_rows(self, rows: usize) -> Self {
+    pub(crate) fn skip_rows(self, rows: usize) -> Self {
         assert!(rows <= self.rows);
         Self { ptr: self.ptr.wrapping_offset(rows as isize * self.row_stride), rows: self.rows - rows, ..self }
     }
 
     /// Rows and columns.
-    pub fn shape(self) -> (usize, usize) {
+    pub(crate) fn shape(self) -> (usize, usize) {
         (self.rows, self.cols)
     }
 
     /// Whether the columns are contiguous.
-    pub fn is_unit(self) -> bool {
+    pub(crate) fn is_unit(self) -> bool {
         self.col_stride == 1
     }
 
@@ -145,7 +163,7 @@ impl<'a, T: Real> Output<'a, T> {
     /// There is a row, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
     /// [`is_unit`](Self::is_unit).
     #[inline(always)]
-    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize) -> S::V {
+    pub(crate) unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize) -> S::V {
         let stride = if UNIT { 1 } else { self.col_stride };
         let at = self.ptr.wrapping_offset(col as isize * stride);
         if UNIT {
@@ -161,7 +179,7 @@ impl<'a, T: Real> Output<'a, T> {
     /// # Safety
     /// As for [`load`](Self::load).
     #[inline(always)]
-    pub unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize, value: S::V) {
+    pub(crate) unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize, value: S::V) {
         let stride = if UNIT { 1 } else { self.col_stride };
         let at = self.ptr.wrapping_offset(col as isize * stride);
         if UNIT {

@@ -286,10 +286,16 @@ fn misuse_panics<T: Scalar>() {
         let (left, right) = (Rows::View(rows.view()), Lanes::View(lanes.view()));
 
         let mut out = grid(5, 9);
-        let store = Epilogue::Store { out: out.output(), scale: T::ONE };
-        assert_panics("depth", || run(left, Lanes::View(grid(3, 9).view()), store));
-        assert_panics("depth", || run(Rows::View(grid(5, 5).view()), right, store));
-        assert_panics("depth", || run(Rows::View(grid(0, 5).view()), right, store));
+
+        assert_panics("depth", || {
+            run(left, Lanes::View(grid(3, 9).view()), Epilogue::Store { out: out.output(), scale: T::ONE })
+        });
+        assert_panics("depth", || {
+            run(Rows::View(grid(5, 5).view()), right, Epilogue::Store { out: out.output(), scale: T::ONE })
+        });
+        assert_panics("depth", || {
+            run(Rows::View(grid(0, 5).view()), right, Epilogue::Store { out: out.output(), scale: T::ONE })
+        });
 
         for (m, n) in [(4, 9), (5, 8), (6, 9), (5, 10), (9, 5), (0, 0)] {
             let (mut wrong, mut fitting) = (grid(m, n), grid(5, 9));
@@ -306,8 +312,12 @@ fn misuse_panics<T: Scalar>() {
             let (mut bands, mut panels) = (Bands::new(), Panels::new());
             bands.pack(other, rows.view());
             panels.pack(other, lanes.view());
-            assert_panics("packed for another instruction set", || run(Rows::Packed(&bands), right, store));
-            assert_panics("packed for another instruction set", || run(left, Lanes::Packed(&panels), store));
+            assert_panics("packed for another instruction set", || {
+                run(Rows::Packed(&bands), right, Epilogue::Store { out: out.output(), scale: T::ONE })
+            });
+            assert_panics("packed for another instruction set", || {
+                run(left, Lanes::Packed(&panels), Epilogue::Store { out: out.output(), scale: T::ONE })
+            });
         }
     }
 }
