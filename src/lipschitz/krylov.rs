@@ -1,6 +1,4 @@
-//! Spectral norms.
-//!
-//! For now a lower bound by Lanczos steps; enclosures are not there yet.
+//! Lower bounds by Lanczos steps.
 
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
