@@ -1,13 +1,13 @@
 //! Cases from bytes: numbers of any bit pattern, matrices in any layout, and all ways to call a product.
 #![allow(dead_code, reason = "every target uses its part")]
 
-use crate::common::{Call, Cut, Form, Grid, Layout, Scalar, same};
+use crate::common::{Call, Cut, Form, Grid, Layout, Scalar, exact, same};
 use arbitrary::{Result, Unstructured};
 use core::fmt::Debug;
+use dualprop_kernels::isa::Isa;
 use dualprop_kernels::product::Blocking;
 use dualprop_reference::bound::Bounded;
 use dualprop_reference::generate::Family;
-use dualprop_reference::product::Matrix;
 use faer::Par;
 
 /// Any bit pattern.
@@ -60,17 +60,35 @@ pub fn elements<T: Scalar>(grid: &Grid<T>) -> impl Iterator<Item = T> + '_ {
     (0..rows).flat_map(move |i| (0..cols).map(move |j| grid.get(i, j)))
 }
 
-/// A layout.
-pub fn any_layout(u: &mut Unstructured<'_>) -> Result<Layout> {
-    let [by_columns, rows_reversed, cols_reversed] = u.arbitrary()?;
-    Ok(Layout { by_columns, padding: *u.choose(&[0, 1, 5])?, rows_reversed, cols_reversed })
+/// A size up to `most`, and mostly far below: small cases run often. Rarely 0.
+pub fn size(u: &mut Unstructured<'_>, most: usize) -> Result<usize> {
+    let ceiling = match u.int_in_range(0..=15u8)? {
+        0 => most,
+        15 => return Ok(0),
+        k => most >> (1 + k % 4),
+    };
+    u.int_in_range(1..=ceiling.max(1))
 }
 
-/// A way to call a product.
+/// A layout, and one bit more.
+fn layout_and_bit(u: &mut Unstructured<'_>) -> Result<(Layout, bool)> {
+    let bits = u.arbitrary::<u8>()?;
+    let bit = |k: u8| bits >> k & 1 != 0;
+    let padding = [0, 0, 1, 5][usize::from(bits & 3)];
+    Ok((Layout { by_columns: bit(2), padding, rows_reversed: bit(3), cols_reversed: bit(4) }, bit(5)))
+}
+
+/// A layout.
+pub fn any_layout(u: &mut Unstructured<'_>) -> Result<Layout> {
+    Ok(layout_and_bit(u)?.0)
+}
+
+/// A way to call a product, on one thread.
 pub fn any_call(u: &mut Unstructured<'_>) -> Result<Call> {
-    let mut form = || Ok(Form { packed: u.arbitrary()?, layout: any_layout(u)? });
+    let mut form = || layout_and_bit(u).map(|(layout, packed)| Form { packed, layout });
     let (rows, lanes) = (form()?, form()?);
-    let operands = [any_layout(u)?, any_layout(u)?, any_layout(u)?];
+    let (first, swapped) = layout_and_bit(u)?;
+    let operands = [first, any_layout(u)?, any_layout(u)?];
     let cut = match u.int_in_range(0..=5u8)? {
         0 => Cut::StreamingPanels,
         1 => Cut::StreamingRows,
@@ -80,7 +98,23 @@ pub fn any_call(u: &mut Unstructured<'_>) -> Result<Call> {
             Cut::Given(Blocking { mc: size(20)?, kc: size(20)?, nc: size(3)?, group: size(3)? })
         }
     };
-    Ok(Call { rows, lanes, operands, cut, par: Par::Seq, swapped: u.arbitrary()? })
+    Ok(Call { rows, lanes, operands, cut, par: Par::Seq, swapped })
+}
+
+/// Every instruction set with a way to call a product of its own.
+pub fn any_calls(u: &mut Unstructured<'_>) -> Result<Vec<(Isa, Call)>> {
+    Isa::available().map(|isa| Ok((isa, any_call(u)?))).collect()
+}
+
+/// The elements that are compared with the reference: at most 23, spread over the matrix, the last one among them.
+pub fn samples((rows, cols): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+    let (total, count) = (rows * cols, (rows * cols).min(23));
+    (0..count).map(move |k| total - 1 - k * total / count).map(move |at| (at / cols, at % cols))
+}
+
+/// What the reference takes of the sum `(i, j)` of a product.
+pub fn terms<T: Scalar>(rows: &Grid<T>, lanes: &Grid<T>, i: usize, j: usize) -> impl Iterator<Item = (Bounded, Bounded)> {
+    (0..rows.shape().1).map(move |p| (exact(rows.get(i, p)), exact(lanes.get(p, j))))
 }
 
 /// Fails unless `outputs` have all of their canaries and the bits of the first ones that came; keeps the first.
@@ -88,16 +122,6 @@ pub fn agree<T: Scalar>(first: &mut Option<Vec<Grid<T>>>, outputs: Vec<Grid<T>>,
     let first = first.get_or_insert_with(|| outputs.clone());
     for (number, (got, wanted)) in outputs.iter().zip(first).enumerate() {
         got.check_bits(wanted, &(number, what)).unwrap();
-    }
-}
-
-/// Fails unless the bounds admit `got` wherever they say something.
-pub fn check_bounds<T: Scalar>(bounds: &Matrix, got: &Grid<T>, what: &impl Debug) {
-    assert_eq!((bounds.rows, bounds.cols), got.shape());
-    for (i, row) in (0..bounds.rows).map(|i| (i, bounds.row(i))) {
-        for (j, &bound) in row.iter().enumerate() {
-            check_bound(bound, got.get(i, j), &(i, j, what));
-        }
     }
 }
 

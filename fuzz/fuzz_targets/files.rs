@@ -16,7 +16,7 @@ use libfuzzer_sys::fuzz_target;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io::{Cursor, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
@@ -46,10 +46,9 @@ unsafe impl GlobalAlloc for Bounded {
     }
 }
 
-/// A directory of this process in memory.
+/// A directory of this process for the files; `TMPDIR=/dev/shm` has it in memory.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
-    let root = ["/dev/shm", "/tmp"].into_iter().map(Path::new).find(|root| root.is_dir()).expect("a place for files");
-    let directory = root.join(format!("dualprop-fuzz-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("dualprop-fuzz-{}", std::process::id()));
     fs::create_dir_all(&directory).expect("a directory for files");
     directory
 });

@@ -4,7 +4,7 @@
 
 use arbitrary::{Result, Unstructured};
 use dualprop::network::{
-    Damping, Decay, Init, Loss, Method, Network, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer,
+    Damping, Decay, Init, Loss, Method, Network, NudgeAt, Optimizer, Output, Schedule, Settings, Step, Targets, Trainer,
 };
 use dualprop::{Activation, Isa, MatRef, Par, Real, Runtime};
 use libfuzzer_sys::fuzz_target;
@@ -24,6 +24,16 @@ fn number(u: &mut Unstructured<'_>) -> Result<f64> {
 /// From 0 to 1.
 fn share(u: &mut Unstructured<'_>) -> Result<f64> {
     Ok(f64::from(u.arbitrary::<u8>()?) / 255.0)
+}
+
+/// A size up to `most`, and mostly far below: small networks run often. Rarely 0.
+fn size(u: &mut Unstructured<'_>, most: usize) -> Result<usize> {
+    let ceiling = match u.int_in_range(0..=15u8)? {
+        0 => most,
+        15 => return Ok(0),
+        k => most >> (1 + k % 4),
+    };
+    u.int_in_range(1..=ceiling.max(1))
 }
 
 /// Numbers of `T`: fractions of a scale, now and then any.
@@ -109,9 +119,11 @@ struct Batch<T> {
 impl<T: Real> Case<T> {
     fn new(u: &mut Unstructured<'_>) -> Result<Self> {
         let mut widths = Vec::new();
-        for _ in 0..u.int_in_range(0..=5u8)? {
-            let odd = u.ratio(1u8, 64u8)?;
-            widths.push(if odd { *u.choose(&[0, usize::MAX, usize::MAX / 64])? } else { u.int_in_range(1..=8)? });
+        // Where bytes have run out, the usual.
+        let layers = if u.ratio(31u8, 32u8)? { u.int_in_range(2..=5)? } else { u.int_in_range(0..=1u8)? };
+        for _ in 0..layers {
+            let usual = u.ratio(63u8, 64u8)?;
+            widths.push(if usual { 1 + size(u, 7)? } else { *u.choose(&[0, usize::MAX, usize::MAX / 64])? });
         }
         let layers = || widths.windows(2).map(|pair| (pair[0], pair[1]));
         let is_small = widths.iter().all(|&width| width <= 8);
@@ -121,10 +133,10 @@ impl<T: Real> Case<T> {
         } else {
             Ok(numbers(u, parameters)?)
         };
-        let (settings, batch) = (settings(u)?, u.int_in_range(0..=17)?);
+        let (settings, batch) = (settings(u)?, size(u, 17)?);
         let [n_in, n_out] = [widths.first(), widths.last()].map(|width| width.map_or(0, |&width| width.min(8)));
         let mut step = || {
-            let rows = if u.ratio(1u8, 64u8)? { u.int_in_range(0..=18)? } else { batch };
+            let rows = if u.ratio(63u8, 64u8)? { batch } else { u.int_in_range(0..=18)? };
             let label = |u: &mut Unstructured<'_>| Ok(u32::from(u.arbitrary::<u8>()?) % (n_out as u32 + 1));
             Ok(Batch {
                 x: numbers(u, rows * n_in)?,
@@ -157,15 +169,16 @@ impl<T: Real> Case<T> {
         Ok(network)
     }
 
-    /// All that can be seen of the training: errors and reports as text, weights as bits.
-    fn train(&self, isa: Isa) -> Vec<String> {
+    /// All that can be seen of the training.
+    fn train(&self, isa: Isa) -> Vec<Seen> {
         let trainer =
             self.network().and_then(|network| Trainer::new(network, &self.settings, self.batch, &Runtime::new(isa, Par::Seq)));
         let mut trainer = match trainer {
             Ok(trainer) => trainer,
-            Err(error) => return vec![format!("{error:?}: {error}")],
+            Err(error) => return vec![Seen::error(error)],
         };
         let mut seen = Vec::new();
+        let mut before = bits(trainer.network());
         for step in &self.steps {
             let [n_in, n_out] = [self.widths.first(), self.widths.last()].map(|width| *width.expect("two widths"));
             let x = MatRef::from_row_major_slice(&step.x, step.rows, n_in);
@@ -173,18 +186,41 @@ impl<T: Real> Case<T> {
                 Some(classes) => Targets::Classes(classes),
                 None => Targets::Values(MatRef::from_row_major_slice(&step.values, step.rows, n_out)),
             };
-            let before = bits(trainer.network());
-            let result = trainer.step(x, targets, step.learning_rate).map(|report| format!("{report:?}"));
+            let result = trainer.step(x, targets, step.learning_rate).map(|Step { loss, correct, updates, skipped, cosine }| {
+                let counts = [correct, updates, skipped].map(|count| count as u64);
+                let numbers = core::iter::once(&loss).chain(cosine).map(|&x| number_bits(x));
+                Seen::Numbers(numbers.chain(counts).collect())
+            });
             let failed = result.is_err();
-            seen.push(result.unwrap_or_else(|error| format!("{error:?}: {error}")));
+            seen.push(result.unwrap_or_else(Seen::error));
             let after = bits(trainer.network());
             let several = matches!(self.settings.schedule, Schedule::Multistep(_));
             assert!(!failed || several || before == after, "a failed step has changed the weights: {self:?}");
-            seen.push(format!("{after:x?}"));
-            seen.push(format!("{:?}", trainer.evaluate(x, targets)));
+            before.clone_from(&after);
+            seen.push(Seen::Numbers(after));
+            let result = trainer.evaluate(x, targets);
+            seen.push(result.map_or_else(Seen::error, |e| Seen::Numbers(vec![number_bits(e.loss), number_bits(e.accuracy)])));
         }
         seen
     }
+}
+
+/// What a call shows: an error as text, or numbers as bits.
+#[derive(Clone, Debug, PartialEq)]
+enum Seen {
+    Numbers(Vec<u64>),
+    Error(String),
+}
+
+impl Seen {
+    fn error(error: dualprop::Error) -> Self {
+        Seen::Error(format!("{error:?}: {error}"))
+    }
+}
+
+/// The bits of `x`, where any NaN equals any other.
+fn number_bits(x: f64) -> u64 {
+    if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() }
 }
 
 /// The bits of all weights and biases, which must be finite.

@@ -12,8 +12,7 @@ use common::*;
 use dualprop::hebbian::{Decay, Optimizer, Update, gradient, update};
 use dualprop::relax::{Variant, drive, relax};
 use dualprop::{Activation, Isa, Par, Runtime, Workspace};
-use dualprop_reference::bound::{affine, dot};
-use dualprop_reference::product::Matrix;
+use dualprop_reference::bound::{Bounded, affine, dot};
 use dualprop_reference::relax::{self as reference_relax};
 use faer::MatMut;
 use libfuzzer_sys::fuzz_target;
@@ -67,11 +66,11 @@ impl<T: Scalar> Case<T> {
             1 => Variant::DpTranspose { alpha: parameter(u)? },
             _ => Variant::Gain { gain: parameter(u)? },
         };
-        let mut size = |most: usize| u.int_in_range(0..=most);
         // More than 16 samples are packed.
-        let (batch, n_in, n_out) = (size(19)?, size(35)?, size(35)?);
-        let mut shape = |rows: usize, cols: usize| -> Result<(usize, usize)> {
-            Ok(if u.ratio(1u8, 32u8)? { (u.int_in_range(0..=20)?, u.int_in_range(0..=40)?) } else { (rows, cols) })
+        let (batch, n_in, n_out) = (size(u, 19)?, size(u, 35)?, size(u, 35)?);
+        // Mostly as it should be, also where bytes have run out.
+        let shape = |u: &mut Unstructured<'_>, right: (usize, usize)| -> Result<(usize, usize)> {
+            Ok(if u.ratio(31u8, 32u8)? { right } else { (u.int_in_range(0..=20)?, u.int_in_range(0..=40)?) })
         };
         // The factors, then what is written.
         let (left, right, out) = match kind {
@@ -79,20 +78,20 @@ impl<T: Scalar> Case<T> {
             Kind::Relax => ((batch, n_out), (n_out, n_in), (batch, n_in)),
             Kind::Update | Kind::Gradient => ((batch, n_out), (batch, n_in), (n_out, n_in)),
         };
-        let (left, right, read) = (shape(left.0, left.1)?, shape(right.0, right.1)?, shape(out.0, out.1)?);
+        let (left, right, read) = (shape(u, left)?, shape(u, right)?, shape(u, out)?);
         let count = match kind {
             Kind::Drive | Kind::Gradient => 1,
             Kind::Relax => 2,
-            Kind::Update if u.ratio(1u8, 32u8)? => 2,
-            Kind::Update => 1 + optimizer.moments(),
+            Kind::Update if u.ratio(31u8, 32u8)? => 1 + optimizer.moments(),
+            Kind::Update => 2,
         };
         let mut outputs = Vec::new();
         for number in 0..count {
-            let (rows, cols) = if u.ratio(1u8, 32u8)? { (u.int_in_range(0..=20)?, u.int_in_range(0..=40)?) } else { out };
+            let (rows, cols) = shape(u, out)?;
             let output = grid::<T>(u, rows, cols)?;
             outputs.push(if number == 2 { output.map(T::abs) } else { output });
         }
-        let biases = if u.ratio(1u8, 32u8)? { u.int_in_range(0..=40)? } else { n_out };
+        let biases = if u.ratio(31u8, 32u8)? { n_out } else { u.int_in_range(0..=40)? };
         Ok(Self {
             kind,
             factors: [grid(u, left.0, left.1)?, grid(u, right.0, right.1)?],
@@ -157,13 +156,18 @@ impl<T: Scalar> Case<T> {
         (new, valid)
     }
 
-    /// What the reference allows; updates have a target of their own.
-    fn bounds(&self) -> Vec<Matrix> {
+    /// What the reference allows of element `(i, j)` of the outputs; nothing for updates, which have a target of their own.
+    fn bounds(&self, i: usize, j: usize) -> Vec<Bounded> {
         let [left, right] = &self.factors;
         let precision = T::PRECISION;
         match self.kind {
-            Kind::Drive => vec![bounds(left, &right.transposed(), |terms, _, j| affine(exact(self.bias[j]), terms))],
-            Kind::Gradient => vec![bounds(&left.transposed(), right, |terms, _, _| exact(self.scale) * dot(precision, terms))],
+            Kind::Drive => {
+                vec![affine(exact(self.bias[j]), (0..left.shape().1).map(|p| (exact(left.get(i, p)), exact(right.get(j, p)))))]
+            }
+            Kind::Gradient => {
+                let terms = (0..left.shape().0).map(|p| (exact(left.get(p, i)), exact(right.get(p, j))));
+                vec![exact(self.scale) * dot(precision, terms)]
+            }
             Kind::Relax => {
                 // The reference does not follow coefficients that vanish in `T`.
                 let parameter = match self.variant {
@@ -180,11 +184,9 @@ impl<T: Scalar> Case<T> {
                     Variant::Gain { gain } => reference_relax::Nudge::gain(precision, gain),
                     _ => return Vec::new(),
                 };
-                let v = bounds(left, right, |terms, _, _| dot(precision, terms));
-                let a = self.read.exact();
-                let dyad = |i, j| reference_relax::relax(reference(self.activation), nudge, a[(i, j)], v[(i, j)]);
-                let (m, n) = (v.rows, v.cols);
-                vec![Matrix::from_fn(m, n, |i, j| dyad(i, j).mean), Matrix::from_fn(m, n, |i, j| dyad(i, j).diff)]
+                let v = dot(precision, terms(left, right, i, j));
+                let dyad = reference_relax::relax(reference(self.activation), nudge, exact(self.read.get(i, j)), v);
+                vec![dyad.mean, dyad.diff]
             }
             Kind::Update => Vec::new(),
         }
@@ -201,8 +203,11 @@ impl<T: Scalar> Case<T> {
             agree(&mut first, new, &(isa, self));
         }
         if self.is_valid() {
-            for (got, bounds) in first.iter().flatten().zip(self.bounds()) {
-                check_bounds(&bounds, got, self);
+            let outputs = first.expect("the portable set is always available");
+            for (i, j) in samples(outputs[0].shape()) {
+                for (got, bound) in outputs.iter().zip(self.bounds(i, j)) {
+                    check_bound(bound, got.get(i, j), &(i, j, self));
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Weight updates with every optimizer and decay: each instruction set and two ways to call, to the bit, and the bounds of the reference.
+//! Weight updates with every optimizer and decay: each instruction set, called in its own way, to the bit, and the bounds of the reference.
 #![no_main]
 
 mod case;
@@ -11,7 +11,7 @@ use common::*;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
-use dualprop_reference::bound::dot;
+use dualprop_reference::bound::{Bounded, dot};
 use dualprop_reference::optimizer::{self as reference, Slots};
 use libfuzzer_sys::fuzz_target;
 
@@ -52,22 +52,36 @@ fn updated<T: Scalar>(call: &Call, isa: Isa, [rows, lanes]: &[Grid<T>; 2], old: 
     new
 }
 
-/// Whether the reference's derivation holds: parameters in their ranges, powers of β within reach of its bounds.
+/// Whether the reference's derivation holds: parameters in their ranges, powers of β within reach of its bounds, and no factor so small
+/// that a coefficient made of it loses digits to underflow.
 fn is_sensible(update: &Update) -> bool {
-    let (share, below_1) = (0.0..=1.0, 0.0..1.0);
+    let is_factor = |x: f64| x == 0.0 || (1e-6..=1.0).contains(&x);
+    let below_1 = 0.0..1.0;
     let optimizer = match update.optimizer {
-        Optimizer::Momentum { mu } => share.contains(&mu),
+        Optimizer::Momentum { mu } => is_factor(mu),
         Optimizer::Adam { beta1, beta2, epsilon } => {
             below_1.contains(&beta1) && below_1.contains(&beta2) && (1e-12..=1.0).contains(&epsilon)
         }
         _ => true,
     };
     let decay = match update.decay {
-        Decay::Coupled(lambda) | Decay::Decoupled(lambda) => share.contains(&lambda),
+        Decay::Coupled(lambda) | Decay::Decoupled(lambda) => is_factor(lambda),
         _ => true,
     };
-    let numbers = share.contains(&update.learning_rate) && (-1.0..=1.0).contains(&update.scale);
+    let numbers = is_factor(update.learning_rate) && is_factor(update.scale.abs());
     optimizer && decay && numbers && (1..=1000).contains(&update.step)
+}
+
+/// Whether Adam's quotients and squares stay in range in each of their forms: kernels divide a moment by `ε√(1 − β₂ᵗ)` before they multiply
+/// by the rate; the reference squares a gradient before it weighs it, divides by `1 − β₂ᵗ`, and takes the step of an infinite moment as 0.
+fn is_in_range<T: Scalar>(update: &Update, gradient: Bounded, old: impl Fn(usize) -> f64) -> bool {
+    let Optimizer::Adam { beta1, beta2, epsilon } = update.optimizer else { return true };
+    let pull = if let Decay::Coupled(lambda) = update.decay { lambda * old(0).abs() } else { 0.0 };
+    let size = gradient.magnitude() + pull;
+    let [rest1, rest2] = [beta1, beta2].map(|beta| 1.0 - beta.powf(update.step as f64));
+    let first = (size + old(1).abs()) / (epsilon * rest1 * rest2.sqrt());
+    let second = (size * size + old(2)) / rest2;
+    first < T::PRECISION.largest() && second < T::PRECISION.largest()
 }
 
 fn check_reference<T: Scalar>(factors: &[Grid<T>; 2], old: &[Grid<T>], update: Update, new: &[Grid<T>]) {
@@ -83,28 +97,24 @@ fn check_reference<T: Scalar>(factors: &[Grid<T>; 2], old: &[Grid<T>], update: U
         _ => reference::Decay::None,
     };
     let scale = T::PRECISION.parameter(update.scale);
-    let gradient = bounds(&factors[0], &factors[1], |terms, _, _| scale * dot(T::PRECISION, terms));
-    for i in 0..gradient.rows {
-        for j in 0..gradient.cols {
-            // Where a weight is NaN or infinite, kernels make NaN of its moments too: they compute `0·w` when there is no coupled decay.
-            if !gradient[(i, j)].is_informative() || old.iter().any(|grid| !grid.get(i, j).is_finite()) {
-                continue;
-            }
-            let at = |number: usize| old.get(number).map_or(T::PRECISION.exact(0.0), |grid| exact(grid.get(i, j)));
-            let mut slots = Slots { first: at(1), second: at(2) };
-            let weight = optimizer.update(decay, update.step as u32, at(0), &mut slots, gradient[(i, j)]);
-            for (got, bound) in new.iter().zip([weight, slots.first, slots.second]) {
-                check_bound(bound, got.get(i, j), &(i, j, update, factors, old));
-            }
+    for (i, j) in samples(old[0].shape()) {
+        let gradient = scale * dot(T::PRECISION, terms(&factors[0], &factors[1], i, j));
+        if !is_in_range::<T>(&update, gradient, |number| old[number].get(i, j).to_f64()) {
+            continue;
+        }
+        let at = |number: usize| old.get(number).map_or(T::PRECISION.exact(0.0), |grid| exact(grid.get(i, j)));
+        let mut slots = Slots { first: at(1), second: at(2) };
+        let weight = optimizer.update(decay, update.step as u32, at(0), &mut slots, gradient);
+        for (got, bound) in new.iter().zip([weight, slots.first, slots.second]) {
+            check_bound(bound, got.get(i, j), &(i, j, update, factors, old));
         }
     }
 }
 
 fn run<T: Scalar>(mut u: Unstructured<'_>) -> Result<()> {
     let u = &mut u;
-    let (calls, update) = ([any_call(u)?, any_call(u)?], update(u)?);
-    let mut size = |most: usize| u.int_in_range(0..=most);
-    let (m, depth, n) = (size(17)?, size(20)?, size(97)?);
+    let (calls, update) = (any_calls(u)?, update(u)?);
+    let (m, depth, n) = (size(u, 17)?, size(u, 20)?, size(u, 97)?);
     let factors = [grid(u, m, depth)?, grid(u, depth, n)?];
     let mut old = vec![grid::<T>(u, m, n)?];
     for number in 1..=update.optimizer.moments() {
@@ -113,10 +123,8 @@ fn run<T: Scalar>(mut u: Unstructured<'_>) -> Result<()> {
         old.push(if number == 2 { moment.map(T::abs) } else { moment });
     }
     let mut first = None;
-    for isa in Isa::available() {
-        for call in &calls {
-            agree(&mut first, updated(call, isa, &factors, &old, update), &(isa, call, update));
-        }
+    for (isa, call) in &calls {
+        agree(&mut first, updated(call, *isa, &factors, &old, update), &(&calls, update));
     }
     if is_sensible(&update) {
         check_reference(&factors, &old, update, &first.expect("the portable set is always available"));
