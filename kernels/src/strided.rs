@@ -211,3 +211,20 @@ unsafe fn gather<T: Real, S: Vector<T>>(simd: S, at: *const T, stride: isize, li
     // SAFETY: `1 ≤ live ≤ LANES ≤ MAX_LANES` elements of `lanes`.
     unsafe { simd.load_live(lanes.as_ptr(), live) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faer::Mat;
+
+    #[test]
+    fn the_other_rows_stay() {
+        let mut matrix = Mat::<f32>::zeros(5, 3);
+        let input = Input::new(matrix.as_ref());
+        assert_eq!(input.skip_rows(2).shape(), (3, 3));
+        assert_eq!(input.transpose().skip_rows(2).shape(), (1, 5));
+        let target = Target::new(matrix.as_mut());
+        assert_eq!(target.skip_rows(2).shape(), (3, 3));
+        assert_eq!(target.transpose().skip_rows(2).shape(), (1, 5));
+    }
+}

@@ -18,6 +18,7 @@ tests_of_both_types!(
     random_products,
     every_form_and_blocking,
     threads,
+    every_block_is_worked_on_once,
     small_integers_are_exact,
     bounds_notice_what_is_missing,
     empty_products,
@@ -104,6 +105,21 @@ fn threads<T: Scalar>() {
                     stored(&call, isa, &rows, &lanes, T::ONE).check_bits(&chains, &(isa.name(), call, problem)).unwrap();
                 }
             }
+        }
+    }
+}
+
+/// Blocks that two tasks work on would be added twice.
+fn every_block_is_worked_on_once<T: Scalar>() {
+    let problem = Problem { m: 24, n: 288, depth: 304, families: [Family::Uniform; 2], seed: 19 };
+    assert!(problem.m * problem.n * problem.depth >= SEQUENTIAL, "small products stay on one thread");
+    let (rows, lanes, old) = (problem.rows::<T>(), problem.lanes(), problem.operand(Family::Uniform, 0));
+    let cut = Cut::Given(Blocking { mc: 1, kc: 304, nc: 1, group: 2 });
+    for isa in Isa::available() {
+        let alone = accumulated(&Call { cut, ..Call::plain() }, isa, &rows, &lanes, T::ONE, &old);
+        for tasks in 2..=16 {
+            let call = Call { cut, par: Par::rayon(tasks), ..Call::plain() };
+            accumulated(&call, isa, &rows, &lanes, T::ONE, &old).check_bits(&alone, &(isa.name(), tasks)).unwrap();
         }
     }
 }

@@ -40,3 +40,32 @@ pub(crate) unsafe fn transpose<T: Real>(isa: Isa, from: *const T, stride: isize,
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every set, the portable loops too: products reach them on NEON only.
+    fn squares_are_transposed<T: Real>() {
+        const SQUARES: usize = 3;
+        for isa in Isa::available() {
+            let n = square::<T>(isa);
+            let (rows, stride, width) = (n * SQUARES, n * SQUARES + 5, n + 3);
+            let from: Vec<T> = (0..n * stride).map(|i| T::from_f64(i as f64)).collect();
+            let mut to = vec![T::from_f64(-1.0); rows * width];
+            // SAFETY: `n` columns of `stride ≥ rows` elements, and `rows` rows of `width ≥ n`.
+            unsafe { transpose(isa, from.as_ptr(), stride as isize, to.as_mut_ptr(), width, SQUARES) };
+            for (i, x) in to.into_iter().enumerate() {
+                let (r, c) = (i / width, i % width);
+                let wanted = if c < n { (c * stride + r) as f64 } else { -1.0 };
+                assert_eq!(x.to_f64(), wanted, "({r}, {c}) on {isa}, {}", T::NAME);
+            }
+        }
+    }
+
+    #[test]
+    fn squares_are_transposed_in_both_types() {
+        squares_are_transposed::<f32>();
+        squares_are_transposed::<f64>();
+    }
+}
