@@ -9,6 +9,9 @@ mod data;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use dualprop::network::{Init, Network};
 use dualprop::{Activation, Real};
@@ -479,6 +482,106 @@ mod checkpoints {
         let nowhere = directory("weights-nowhere").join("missing").join("w.safetensors");
         assert_error(checkpoint::save(&network::<f32>(true), &nowhere), &["cannot write", "missing"]);
         assert_error(checkpoint::write(Path::new(".."), &[]), &[".. is not the name of a file"]);
+    }
+
+    /// A file that ends too early, whatever is missing, and one that goes on.
+    #[test]
+    fn truncated_files_are_errors_that_name_the_file() {
+        let path = directory("weights-to-cut").join("w.safetensors");
+        checkpoint::save(&network::<f32>(true), &path).expect("writable");
+        let bytes = fs::read(&path).expect("readable");
+        for length in 0..bytes.len() {
+            let parts = ["weights.safetensors", "not a safetensors file"];
+            assert_error(load_bytes::<f32>("weights-cut", &bytes[..length]), &parts);
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_error(load_bytes::<f32>("weights-cut", &longer), &["weights.safetensors", "not a safetensors file"]);
+        assert!(load_bytes::<f32>("weights-cut", &bytes).is_ok());
+    }
+
+    #[test]
+    fn foreign_files_are_errors_that_name_the_file() {
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        zip.start_file("w0.npy", SimpleFileOptions::default()).expect("writing to memory");
+        zip.write_all(b"\x93NUMPY\x01\x00").expect("writing to memory");
+        let zip = zip.finish().expect("writing to memory").into_inner();
+        for foreign in [&zip[..], &gzip(&zip), b"\x93NUMPY\x01\x00", &[0; 4096], &[255; 4096], b"{\"w0\": [1, 2]}"] {
+            let parts = ["weights.safetensors", "not a safetensors file"];
+            assert_error(load_bytes::<f32>("weights-foreign", foreign), &parts);
+        }
+        for widths in [&[3, 4, 3][..], &[3, 5, 2], &[2, 4, 2], &[3, 2], &[3, 4, 2, 2]] {
+            let other = Network::<f32>::new(widths, Activation::Relu, true).expect("a good shape");
+            let path = directory("weights-of-another").join("other.safetensors");
+            checkpoint::save(&other, &path).expect("writable");
+            let network = Network::<f32>::new(&[3, 4, 2], Activation::Relu, true).expect("a good shape");
+            assert_error(checkpoint::load(network, &path), &["other.safetensors"]);
+        }
+        assert_error(with("weights-integers", "b1", Dtype::I32, &[2], &[0; 8]), &["weights.safetensors", "b1", "I32"]);
+    }
+
+    /// Two networks whose files are large enough to be cut short.
+    fn versions() -> [Network<f32>; 2] {
+        [1, 2].map(|seed| {
+            let mut network = Network::new(&[300, 400, 10], Activation::Relu, true).expect("a good shape");
+            network.initialize(Init::LecunNormal, seed);
+            network
+        })
+    }
+
+    /// The victim of [`a_killed_writer_leaves_the_old_file_or_the_new_one`]: writes both versions in turn until it is killed.
+    #[test]
+    #[ignore = "never ends; started by another test"]
+    fn writes_until_killed() {
+        let path = PathBuf::from(std::env::var_os("CHECKPOINT").expect("CHECKPOINT names the file"));
+        for version in versions().iter().cycle() {
+            checkpoint::save(version, &path).expect("writable");
+        }
+    }
+
+    #[test]
+    fn a_killed_writer_leaves_the_old_file_or_the_new_one() {
+        let directory = directory("weights-killed");
+        let path = directory.join("w.safetensors");
+        let versions = versions();
+        checkpoint::save(&versions[0], &path).expect("writable");
+        let whole = versions.each_ref().map(values);
+        let count_files = || fs::read_dir(&directory).expect("readable").count();
+        let (mut seen, mut interrupted) = ([0; 2], 0);
+        let mut random = 1u64;
+        for _ in 0..40 {
+            let before = (count_files(), fs::metadata(&path).and_then(|file| file.modified()).expect("a file"));
+            let mut writer = Command::new(std::env::current_exe().expect("this test"))
+                .args(["--exact", "checkpoints::writes_until_killed", "--ignored"])
+                .env("CHECKPOINT", &path)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("this test again");
+            // It has begun when the file is another one; then some time that is never the same.
+            while fs::metadata(&path).and_then(|file| file.modified()).expect("a file") == before.1 {
+                assert!(writer.try_wait().expect("a child").is_none(), "the writer ended by itself");
+                thread::sleep(Duration::from_millis(1));
+            }
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            thread::sleep(Duration::from_micros(random >> 50));
+            writer.kill().expect("a child");
+            writer.wait().expect("a child");
+
+            let empty = Network::new(&[300, 400, 10], Activation::Relu, true).expect("a good shape");
+            let found = values(&checkpoint::load::<f32>(empty, &path).expect("a whole file"));
+            let version = whole.iter().position(|values| *values == found).expect("one of the two versions");
+            seen[version] += 1;
+            let left = count_files() - before.0;
+            assert!(left <= 1, "{left} temporary files of one writer");
+            interrupted += left;
+        }
+        assert!(interrupted > 0 && seen.iter().all(|&times| times > 0), "vacuous: {interrupted} interrupted, versions {seen:?}");
+
+        // What killed writers left is in nobody's way, not even with the number of this process.
+        fs::write(directory.join(format!("w.safetensors.{}.tmp", std::process::id())), b"rubbish").expect("writable");
+        let before = count_files();
+        checkpoint::save(&versions[1], &path).expect("writable");
+        assert_eq!(values(&checkpoint::load(versions[0].clone(), &path).expect("a whole file")), whole[1]);
+        assert_eq!(count_files(), before - 1);
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Weights of a network as a safetensors file: `w0`, `b0`, `w1`, …; weights row-major `n_out × n_in`, F32 or F64.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
 use dualprop::Real;
@@ -9,7 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::data::Result;
 
-/// Writes the weights in the precision of the network; the file appears whole or not at all.
+/// Writes the weights in the precision of the network; the file appears whole or not at all ([`write()`]).
 pub(crate) fn save<T: Real>(network: &Network<T>, path: &Path) -> Result<()> {
     let (dtype, bytes): (_, fn(T) -> Vec<u8>) = match T::NAME {
         "f32" => (Dtype::F32, |value| (value.to_f64() as f32).to_le_bytes().to_vec()),
@@ -82,15 +83,27 @@ fn tensor<T: Real>(file: &SafeTensors, path: &Path, name: &str, shape: &[usize])
     values.iter().enumerate().map(finite).collect()
 }
 
-/// Replaces a file by way of a temporary one beside it, so that nobody ever sees half of it.
+/// Replaces a file by way of a temporary one beside it: whatever happens, also to the power, the file is the old or the new one.
+///
+/// The bytes are on the disk before the name changes, and on Unix the name is before this returns. A process that is killed leaves at most
+/// one temporary file, `NAME.PID.tmp`, that no reader takes for a checkpoint and no writer minds.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().ok_or_else(|| format!("{} is not the name of a file", path.display()))?.to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
-    let done = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    let done = File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| sync_directory(path));
     done.map_err(|error| {
         // What is left of the temporary file is of no use; that it may not exist is no news.
         let _ = fs::remove_file(&temporary);
         format!("cannot write {}: {error}", path.display()).into()
     })
+}
+
+/// Brings the names in the directory of a file to the disk. Elsewhere than on Unix a directory cannot be opened.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
 }

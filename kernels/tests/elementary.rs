@@ -1,7 +1,8 @@
 //! Elementary functions and activations against f64 (for f32) and double-double (for f64) references.
 //!
-//! `cargo test --release -p dualprop-kernels --test elementary -- --ignored --nocapture --test-threads 1` sweeps all 2³² inputs of
-//! each f32 function and prints the maxima that the documentation states.
+//! `cargo test --release -p dualprop-kernels --test elementary -- --ignored --nocapture every_f32` sweeps all 2³² inputs of each f32
+//! function on each instruction set but the portable one; it prints the maxima that the documentation states, and the hashes of all
+//! results. `every_result_of_the_portable_set` takes hours for the same hashes.
 
 use dualprop_kernels::activation::{Activate, Activation, LeakyRelu, Pair, Relu, Sigmoid, Tanh, Visit};
 use dualprop_kernels::elementary::{Function, LengthMismatch, cos_pi, ln, log_sum_exp, map, softmax};
@@ -9,6 +10,7 @@ use dualprop_kernels::isa::{Isa, Kernel};
 use dualprop_kernels::vector::{Real, Vector};
 use dualprop_reference::elementary::{self as reference, Wide};
 use proptest::prelude::*;
+use std::fmt;
 
 /// The documented maxima, in ulp; for f64 a little above the largest found.
 const MAX_ULP_F32: f64 = 0.818;
@@ -58,7 +60,29 @@ fn ordered(i: u32) -> f32 {
     f32::from_bits(if i < 0x8000_0000 { !i } else { i & 0x7fff_ffff })
 }
 
-/// A function with its reference; `monotone` says that the results must not decrease.
+/// 64-bit FNV-1a over the results as 32-bit words, where any NaN counts as any other.
+#[derive(PartialEq, Eq)]
+struct Hash(u64);
+
+impl Hash {
+    const START: Hash = Hash(0xcbf2_9ce4_8422_2325);
+
+    fn take(&mut self, results: &[f32]) {
+        for &x in results {
+            let word = if x.is_nan() { u32::MAX } else { x.to_bits() };
+            self.0 = (self.0 ^ u64::from(word)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}
+
+/// A function with its reference; `monotone` says that the results must not decrease. The hashes are those of the results in ascending
+/// order of the inputs, from `first` on; a change of them is noted in the changelog.
 struct Swept {
     name: &'static str,
     run: fn(Isa, &mut [f32], &[f32]),
@@ -66,6 +90,10 @@ struct Swept {
     first: f32,
     monotone: bool,
     max_ulp: f64,
+    /// For the inputs of [`samples`].
+    hash_of_samples: Hash,
+    /// For every input.
+    hash: Hash,
 }
 
 const SWEPT: &[Swept] = &[
@@ -76,6 +104,8 @@ const SWEPT: &[Swept] = &[
         first: f32::NEG_INFINITY,
         monotone: true,
         max_ulp: MAX_ULP_F32,
+        hash_of_samples: Hash(0x0fb0_e21c_2520_e654),
+        hash: Hash(0x4e47_2d8d_cd55_ee97),
     },
     Swept {
         name: "expm1(-y)",
@@ -87,6 +117,8 @@ const SWEPT: &[Swept] = &[
         first: 0.0,
         monotone: true,
         max_ulp: MAX_ULP_F32,
+        hash_of_samples: Hash(0xbbf7_d9d5_1447_f93f),
+        hash: Hash(0xcfc8_8945_f00b_5370),
     },
     Swept {
         name: "tanh",
@@ -95,6 +127,8 @@ const SWEPT: &[Swept] = &[
         first: f32::NEG_INFINITY,
         monotone: true,
         max_ulp: MAX_ULP_F32,
+        hash_of_samples: Hash(0x637c_baa6_7ac5_5acf),
+        hash: Hash(0xa921_551d_95ed_c2ef),
     },
     Swept {
         name: "sigmoid",
@@ -103,6 +137,8 @@ const SWEPT: &[Swept] = &[
         first: f32::NEG_INFINITY,
         monotone: true,
         max_ulp: MAX_ULP_F32,
+        hash_of_samples: Hash(0x70ae_d9e0_10e5_c032),
+        hash: Hash(0xad93_5b0c_75e6_8131),
     },
     Swept {
         name: "tanh'",
@@ -111,6 +147,8 @@ const SWEPT: &[Swept] = &[
         first: f32::NEG_INFINITY,
         monotone: false,
         max_ulp: MAX_ULP_DERIVATIVE,
+        hash_of_samples: Hash(0x6c24_b496_6a09_f2d7),
+        hash: Hash(0),
     },
     Swept {
         name: "sigmoid'",
@@ -119,6 +157,8 @@ const SWEPT: &[Swept] = &[
         first: f32::NEG_INFINITY,
         monotone: false,
         max_ulp: MAX_ULP_DERIVATIVE,
+        hash_of_samples: Hash(0x9d48_21d9_bdac_c24b),
+        hash: Hash(0xbe40_204c_b46f_57ef),
     },
 ];
 
@@ -185,6 +225,7 @@ fn samples(first: f32) -> Vec<f32> {
 
 #[test]
 fn f32_errors_are_within_an_ulp_with_equal_bits_everywhere() {
+    let mut changed = Vec::new();
     for swept in SWEPT {
         let x = samples(swept.first);
         let mut first: Option<Vec<f32>> = None;
@@ -199,34 +240,58 @@ fn f32_errors_are_within_an_ulp_with_equal_bits_everywhere() {
                 assert!(same(a, b), "{} at {x:e}: {a:e} and {b:e} on {isa}", swept.name);
             }
         }
+        let mut hash = Hash::START;
+        hash.take(&first.expect("the portable set is always available"));
+        if hash != swept.hash_of_samples {
+            changed.push(format!("{}: {hash}", swept.name));
+        }
     }
+    assert!(changed.is_empty(), "the bits have changed, alike everywhere; now:\n  {}", changed.join("\n  "));
+}
+
+/// Hashes of all results on each set; with `worst`, those of the first set are compared with the reference.
+fn sweep(swept: &Swept, sets: impl Iterator<Item = Isa>, mut worst: Option<Worst>) {
+    let mut hashes: Vec<(Isa, Hash)> = sets.map(|isa| (isa, Hash::START)).collect();
+    let (mut x, mut out) = (Vec::new(), vec![0.0; 1 << 16]);
+    for block in 0..1u32 << 16 {
+        x.clear();
+        x.extend((0..1u32 << 16).map(|i| ordered(block << 16 | i)).filter(|&x| x.is_nan() || x >= swept.first));
+        let out = &mut out[..x.len()];
+        for (number, (isa, hash)) in hashes.iter_mut().enumerate() {
+            (swept.run)(*isa, out, &x);
+            hash.take(out);
+            if let (0, Some(worst)) = (number, &mut worst) {
+                worst.take(swept, &x, out);
+            }
+        }
+    }
+    if let Some(worst) = worst {
+        println!("{}: {:.4} ulp at {:e} ({:#010x})", swept.name, worst.ulp, worst.at, worst.at.to_bits());
+    }
+    hashes.iter().for_each(|(isa, hash)| println!("{}: {hash} on {isa}", swept.name));
+    let others: Vec<_> = hashes.iter().filter(|(_, hash)| *hash != swept.hash).map(|(isa, _)| isa.name()).collect();
+    assert!(others.is_empty(), "{}: other bits than {} on {}", swept.name, swept.hash, others.join(", "));
 }
 
 fn sweep_everything(name: &str) {
     let swept = SWEPT.iter().find(|swept| swept.name == name).unwrap();
-    // The portable set takes minutes more and is compared on the samples.
-    let sets: Vec<Isa> = Isa::available().filter(|isa| isa.name() != "portable").collect();
-    let sets = if sets.is_empty() { vec![Isa::best()] } else { sets };
-    let (mut x, mut out, mut other) = (Vec::new(), vec![0.0; 1 << 16], vec![0.0; 1 << 16]);
-    let mut worst = Worst::new();
-    for block in 0..1u32 << 16 {
-        x.clear();
-        x.extend((0..1u32 << 16).map(|i| ordered(block << 16 | i)).filter(|&x| x.is_nan() || x >= swept.first));
-        let (out, other) = (&mut out[..x.len()], &mut other[..x.len()]);
-        (swept.run)(sets[0], out, &x);
-        for &isa in &sets[1..] {
-            (swept.run)(isa, other, &x);
-            assert!(out.iter().zip(&*other).all(|(&a, &b)| same(a, b)), "{name}: bits on {isa}");
-        }
-        worst.take(swept, &x, out);
+    let hardware = || Isa::available().filter(|isa| isa.name() != "portable");
+    let sets = if hardware().next().is_some() { hardware().collect() } else { vec![Isa::best()] };
+    sweep(swept, sets.into_iter(), Some(Worst::new()));
+}
+
+#[test]
+#[ignore = "all 2^32 inputs without SIMD: hours in release"]
+fn every_result_of_the_portable_set() {
+    for swept in SWEPT {
+        sweep(swept, Isa::available().filter(|isa| isa.name() == "portable"), None);
     }
-    println!("{name}: {:.4} ulp at {:e} ({:#010x})", worst.ulp, worst.at, worst.at.to_bits());
 }
 
 macro_rules! sweeps {
     ($($test:ident = $name:literal;)*) => { $(
         #[test]
-        #[ignore = "all 2^32 inputs: a minute or two in release"]
+        #[ignore = "all 2^32 inputs: minutes in release"]
         fn $test() {
             sweep_everything($name);
         }
