@@ -78,6 +78,13 @@ pub enum Epilogue<'a, T> {
         /// `f`.
         activation: Activation,
     },
+    /// A diagonal matrix behind the product: `out ← slope·sum`, and 0 where the slope is 0, whatever the sum.
+    Masked {
+        /// The diagonal, a row for each row of the product; [`Input::repeated`] if they are all the same.
+        slope: Input<'a, T>,
+        /// Never read.
+        out: Output<'a, T>,
+    },
     /// A step of an optimizer: the sum is the gradient up to a factor.
     Update(Descent<'a, T>),
 }
@@ -95,6 +102,7 @@ impl<T: Real> Epilogue<'_, T> {
                 (*drive, mean.0, diff.0) = (drive.transpose(), mean.0.transpose(), diff.0.transpose());
             }
             Epilogue::Derivative { drive, diff, .. } => (*drive, diff.0) = (drive.transpose(), diff.0.transpose()),
+            Epilogue::Masked { slope, out } => (*slope, out.0) = (slope.transpose(), out.0.transpose()),
             Epilogue::Update(descent) => descent.transpose(),
         }
         self
@@ -106,6 +114,7 @@ impl<T: Real> Epilogue<'_, T> {
             Epilogue::Store { out, scale } => run(&Store { out: out.0, scale: *scale }),
             Epilogue::Accumulate { out, scale } => run(&Accumulate { out: out.0, scale: *scale }),
             Epilogue::Drive { drive, bias } => run(&Drive { drive: drive.0, bias: *bias }),
+            Epilogue::Masked { slope, out } => run(&Masked { slope: *slope, out: out.0 }),
             Epilogue::Update(descent) => descent.with(run),
             Epilogue::Forward { activation, .. }
             | Epilogue::Dyad { activation, .. }
@@ -420,5 +429,37 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Derivative<'_, T, A> {
         let slope = self.activation.derivative::<T, S>(simd, drive);
         // SAFETY: contract of `apply`.
         unsafe { self.diff.store::<S, UNIT>(simd, col, live, simd.mul(slope, sums)) };
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Masked<'a, T> {
+    slope: Input<'a, T>,
+    out: Target<'a, T>,
+}
+
+// SAFETY: as for `Dyad`.
+unsafe impl<T: Real> Apply<T> for Masked<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        [self.slope.shape(), self.out.shape()] == [(rows, cols); 2]
+    }
+
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        Self { slope: self.slope.skip_rows(rows), out: self.out.skip_rows(rows) }
+    }
+
+    fn is_unit(&self) -> bool {
+        self.slope.is_unit() && self.out.is_unit()
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+        // SAFETY: contract of `apply`.
+        let slope = unsafe { self.slope.load::<S, UNIT>(simd, col, live) };
+        let zero = simd.splat(T::ZERO);
+        let out = simd.select(simd.le(simd.abs(slope), zero), zero, simd.mul(slope, sums));
+        // SAFETY: contract of `apply`.
+        unsafe { self.out.store::<S, UNIT>(simd, col, live, out) };
     }
 }

@@ -72,12 +72,12 @@ pub(crate) trait Finish<T: Real>: Sync {
 
 /// A block of finished sums: element `(i, j)` of the product is at `(i − i0)·stride + j − j0`.
 pub(crate) struct Sums<'a, T> {
-    sums: &'a [T],
-    stride: usize,
-    i0: usize,
-    height: usize,
-    j0: usize,
-    cols: usize,
+    pub(crate) sums: &'a [T],
+    pub(crate) stride: usize,
+    pub(crate) i0: usize,
+    pub(crate) height: usize,
+    pub(crate) j0: usize,
+    pub(crate) cols: usize,
 }
 
 impl<T: Real, A: Apply<T>> Finish<T> for A {
@@ -230,7 +230,7 @@ impl Blocking {
 
 /// Memory for the sums of unfinished blocks, one part for each thread.
 #[derive(Clone, Debug, Default)]
-pub struct Scratch<T>(Buffer<T>);
+pub struct Scratch<T>(pub(crate) Buffer<T>);
 
 impl<T: Real> Scratch<T> {
     /// Nothing yet; a product makes room for itself.
@@ -385,7 +385,7 @@ impl<T: Real> Work<'_, T> {
                 let alike = if self.lies_well(cols) { (self.n - j0).div_euclid(self.width).clamp(1, panels - panel) } else { 1 };
                 let lanes = self.right(p0, deep, j0, cols, packed);
                 if deep == self.depth && height == self.mr && cols == self.width && self.epilogue.takes_tiles() {
-                    let rows = Operand { jump: 0, ..self.left(0, i0) };
+                    let rows = self.left(0, i0);
                     let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
                     let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false };
                     // SAFETY: as for `finish` below; the operands are good for MR rows and `alike` whole panels, as in `tiles`.

@@ -7,11 +7,15 @@
 use bytemuck::Pod;
 use core::fmt::{Debug, Display, LowerExp};
 use core::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
-use faer::MatRef;
+use faer::{MatMut, MatRef, Par};
 use pulp::{MemMask, Simd};
 
+use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
+use crate::optimizer::Update;
 use crate::product::{Problem, Scratch};
+use crate::scan::{NotFinite, Scan};
+use crate::sparse::{Compressed, Matrix};
 
 mod sealed {
     pub trait Sealed {}
@@ -82,6 +86,15 @@ pub struct Kernels<T: 'static> {
     pub(crate) max_abs: fn(Isa, &[T]) -> f64,
     pub(crate) softmax: fn(Isa, &mut [T], &[T]),
     pub(crate) log_sum_exp: fn(Isa, &[T]) -> f64,
+    pub(crate) sparse_chain: fn(Isa, Par, &[&Compressed<T>], MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
+    pub(crate) sparse_product: fn(Isa, Par, &Compressed<T>, MatRef<'_, T>, Epilogue<'_, T>, &mut Scratch<T>),
+    pub(crate) sparse_update:
+        fn(Isa, Par, &mut Matrix<T>, &mut [&mut [T]], MatRef<'_, T>, MatRef<'_, T>, Update, &mut Scratch<T>),
+    pub(crate) sparse_wide: fn(Isa, &Compressed<T>, &[f64], &mut [f64], &mut [f64]),
+    pub(crate) gram: fn(Isa, Par, MatRef<'_, T>, MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
+    pub(crate) abs_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
+    pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
+    pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
 }
 
 impl<T: Real> Kernels<T> {
@@ -94,6 +107,14 @@ impl<T: Real> Kernels<T> {
             max_abs: crate::reduce::run_max_abs::<T>,
             softmax: crate::elementary::run_softmax::<T>,
             log_sum_exp: crate::elementary::run_log_sum_exp::<T>,
+            sparse_chain: crate::sparse::run_chain::<T>,
+            sparse_product: crate::sparse::run_product::<T>,
+            sparse_update: crate::sparse::run_update::<T>,
+            sparse_wide: crate::sparse::run_wide::<T>,
+            gram: crate::gram::run_gram::<T>,
+            abs_gram: crate::gram::run_abs_gram::<T>,
+            image: crate::gram::run_image::<T>,
+            scan: crate::scan::run::<T>,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What products do with the sums of a layer, against the formulas in f64 with their bounds: drives, forward passes, relaxations and
-//! derivatives, for every activation.
+//! derivatives, for every activation, and slopes.
 
 mod common;
 
@@ -27,6 +27,7 @@ tests_of_both_types!(
     derivatives_at_kinks,
     a_drive_is_never_minus_zero,
     nan_propagates,
+    a_slope_of_zero_hides_the_sum,
     operands_of_another_shape_panic,
 );
 
@@ -116,6 +117,12 @@ impl<T: Scalar> Layer<'_, T> {
         diff
     }
 
+    fn masked(&self, slope: &Grid<T>) -> Grid<T> {
+        let (slope, mut out) = (slope.relaid(self.call.operands[0]), self.blank(1));
+        self.run(Epilogue::Masked { slope: slope.input(), out: out.output() });
+        out
+    }
+
     /// Mean and difference, from the old ones if damped.
     fn relax(&self, drive: &Grid<T>, rule: Rule, damping: Option<(f64, &[Grid<T>; 2])>) -> [Grid<T>; 2] {
         let [mut mean, mut diff] = match damping {
@@ -161,7 +168,7 @@ fn agree<T: Scalar>(first: &mut Vec<Grid<T>>, outputs: Vec<Grid<T>>, what: &impl
 }
 
 fn random_layers<T: Scalar>() {
-    let tallies: [Tally; 7] = core::array::from_fn(|_| Tally::default());
+    let tallies: [Tally; 8] = core::array::from_fn(|_| Tally::default());
     let settings = (select(Activation::ALL), select(Rule::all()), select(vec![0.5, 3.0, 0.1]), select(Family::ALL.to_vec()));
     for_all(500, (problem(), [call(), call()], settings), |(problem, calls, (activation, rule, lambda, family))| {
         let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
@@ -181,7 +188,8 @@ fn random_layers<T: Scalar>() {
                 let [mean, diff] = layer.relax(&drive, rule, None);
                 let [damped_mean, damped_diff] = layer.relax(&drive, rule, Some((lambda, &old)));
                 let derivative = layer.derivative(&drive);
-                let outputs = vec![forward_drive, forward_mean, mean, diff, damped_mean, damped_diff, derivative];
+                let masked = layer.masked(&drive);
+                let outputs = vec![forward_drive, forward_mean, mean, diff, damped_mean, damped_diff, derivative, masked];
                 agree(&mut first, outputs, &(isa.name(), call))?;
             }
         }
@@ -194,13 +202,14 @@ fn random_layers<T: Scalar>() {
         let damped = Dyads::from_fn(m, n, |at| relax_damped(f, nudge, precision.parameter(lambda), a[at], v[at], old(at)));
         let forward = drives.map(|a| f.value(a));
         let derivative = a.zip(&v, |a, v| f.derivative(a) * v);
-        let wanted = [drives, forward, relaxed.means, relaxed.diffs, damped.means, damped.diffs, derivative];
+        let masked = a.zip(&v, |slope, v| slope * v);
+        let wanted = [drives, forward, relaxed.means, relaxed.diffs, damped.means, damped.diffs, derivative, masked];
         for ((tally, wanted), got) in tallies.iter().zip(&wanted).zip(&first) {
             tally.check(wanted, got, &problem)?;
         }
         Ok(())
     });
-    let names = ["drive", "forward mean", "mean", "diff", "damped mean", "damped diff", "derivative"];
+    let names = ["drive", "forward mean", "mean", "diff", "damped mean", "damped diff", "derivative", "masked"];
     tallies.iter().zip(names).for_each(|(tally, name)| tally.conclude::<T>(name));
 }
 
@@ -427,6 +436,29 @@ fn nan_propagates<T: Scalar>() {
     }
 }
 
+/// Slopes of 0 and −0 give +0 for any sum, NaN and infinity included; a NaN shows wherever the slope is not 0.
+fn a_slope_of_zero_hides_the_sum<T: Scalar>() {
+    let sums = [f64::NAN, f64::INFINITY, -1.5, -0.0, 1e-30].map(T::from_f64);
+    let slopes = [0.0, -0.0, 1.0, -0.5, f64::NAN].map(T::from_f64);
+    let (m, n) = (sums.len(), 53);
+    // One column, so that no other element of the row meets the sum.
+    let rows = Grid::from_fn(m, 1, Layout::default(), |i, _| sums[i]);
+    let lanes = Grid::from_fn(1, n, Layout::default(), |_, _| T::ONE);
+    let row: Vec<T> = (0..n).map(|j| slopes[j % 5]).collect();
+    let slope = Grid::from_fn(m, n, Layout::default(), |_, j| row[j]);
+    let product = |i, j| slope.get(i, j) * chains(&rows, &lanes).get(i, j);
+    let wanted = Grid::from_fn(m, n, Layout::default(), |i, j| if j % 5 < 2 { T::ZERO } else { product(i, j) });
+    for isa in Isa::available() {
+        for call in Call::each(isa) {
+            let layer = Layer { call: &call, isa, rows: &rows, lanes: &lanes, activation: Activation::Identity };
+            layer.masked(&slope).check_bits(&wanted, &(isa.name(), call)).unwrap();
+            let mut out = layer.blank(1);
+            layer.run(Epilogue::Masked { slope: Input::repeated(&row, m), out: out.output() });
+            out.check_bits(&wanted, &(isa.name(), call)).unwrap();
+        }
+    }
+}
+
 /// Each operand in turn.
 fn operands_of_another_shape_panic<T: Scalar>() {
     let (m, n) = (5, 9);
@@ -449,6 +481,7 @@ fn operands_of_another_shape_panic<T: Scalar>() {
                 if wrong < 2 {
                     run(Epilogue::Drive { bias: read.input(), drive: first.output() });
                     run(Epilogue::Derivative { drive: read.input(), diff: first.output(), activation });
+                    run(Epilogue::Masked { slope: read.input(), out: first.output() });
                 }
             }
         }

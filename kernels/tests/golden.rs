@@ -11,11 +11,14 @@ use core::fmt::Display;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, cos_pi, ln, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
+use dualprop_kernels::gram::{abs_gram, gram, image};
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::scan::scan;
+use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
 use dualprop_reference::bound::Precision;
@@ -179,6 +182,7 @@ enum Kind {
     Dyad(Activation),
     DampedDyad(Activation),
     Derivative(Activation),
+    Masked,
     Update(Optimizer, Decay),
 }
 
@@ -188,6 +192,7 @@ impl Kind {
         for kind in [Kind::Forward, Kind::Dyad, Kind::DampedDyad, Kind::Derivative] {
             all.extend(Activation::ALL.iter().map(|&activation| kind(activation)));
         }
+        all.push(Kind::Masked);
         for optimizer in [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM] {
             all.extend([Decay::None, Decay::Coupled(5e-4), Decay::Decoupled(1e-2)].map(|decay| Kind::Update(optimizer, decay)));
         }
@@ -204,6 +209,7 @@ impl Kind {
             Kind::Dyad(f) => format!("dyad/{f}"),
             Kind::DampedDyad(f) => format!("damped-dyad/{f}"),
             Kind::Derivative(f) => format!("derivative-of-layer/{f}"),
+            Kind::Masked => "masked".into(),
             Kind::Update(optimizer, decay) => {
                 let optimizer = match optimizer {
                     Optimizer::Sgd => "sgd",
@@ -226,7 +232,7 @@ impl Kind {
     fn operands(self) -> usize {
         match self {
             Kind::Store | Kind::Accumulate => 1,
-            Kind::Drive | Kind::Derivative(_) => 2,
+            Kind::Drive | Kind::Derivative(_) | Kind::Masked => 2,
             Kind::Forward(_) | Kind::Dyad(_) | Kind::DampedDyad(_) => 3,
             Kind::Update(optimizer, _) => 1 + optimizer.moments(),
         }
@@ -260,6 +266,7 @@ impl Kind {
             (Kind::Derivative(activation), [drive, diff]) => {
                 Epilogue::Derivative { drive: drive.input(), diff: diff.output(), activation }
             }
+            (Kind::Masked, [slope, out]) => Epilogue::Masked { slope: slope.input(), out: out.output() },
             (Kind::Update(optimizer, decay), [weights, moments @ ..]) => {
                 let step = [1, 2, 3, 10, 1000][(number % 5) as usize];
                 let update = Update { optimizer, decay, learning_rate: pick([0.1, 0.01, 0.3, 1e-3, 0.05]), step, scale: -0.125 };
@@ -295,8 +302,13 @@ impl<T: Scalar> Problem<T> {
         let operands = (0..kind.operands() as u64).map(|operand| {
             let grid =
                 Grid::random(m, n, [Family::Uniform, Family::Mixed][(number / 2 % 2) as usize], 1000 * (operand + 1) + number);
-            // Adam's second moment.
-            if operand == 2 { grid.map(T::abs) } else { grid }
+            match (kind, operand) {
+                // Half of the slopes are zero.
+                (Kind::Masked, 0) => grid.map(|x| if x < T::ZERO { T::ZERO } else { x }),
+                // Adam's second moment.
+                (_, 2) => grid.map(T::abs),
+                _ => grid,
+            }
         });
         Self { kind, number, rows, lanes, operands: operands.collect() }
     }
@@ -408,6 +420,103 @@ fn products<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     lines
 }
 
+/// Sweeps over a matrix with contiguous rows; the last [`LARGE`] have several parts.
+fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
+    let mut lines = ["gram", "abs-gram", "image", "scan"].map(|name| Line::new::<T>(&name));
+    let mut random = SplitMix64::new(6);
+    for number in 0..SMALL + LARGE {
+        let (m, n) = match number.checked_sub(SMALL) {
+            None => (random.below(40) as usize + 1, random.below(300) as usize + 1),
+            Some(0) => (301, 900),
+            Some(_) => (12, 45_000),
+        };
+        let p = [1, 4, 8, 3][number as usize % 4];
+        let a = Grid::<T>::random(m, n, Family::ALL[number as usize % 6], number);
+        let x = Grid::<T>::random(p, n, Family::Uniform, number + 100);
+        let wide: Vec<f64> = (0..n).map(|j| x.get(0, j).to_f64()).collect();
+        let sizes: Vec<f64> = wide.iter().map(|x| x.abs()).collect();
+        let mut hashes = [const { Vec::new() }; 4];
+        for isa in Isa::available() {
+            for (pool, threads) in pools.iter().zip(THREADS) {
+                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let padding = [0, 3][way.choose(0, 2) as usize];
+                let placed = |k, grid| Placed::new(grid, way.offset_of(k), false, padding);
+                let (at_a, at_x, mut y) = (placed(0, &a), placed(1, &x), placed(2, &x));
+                let (mut squares, mut abs, mut product) = (vec![0.0; p], vec![0.0; n], vec![0.0; m]);
+                let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
+                pool.install(|| {
+                    gram(isa, par, at_a.view(), at_x.view(), y.view_mut(), &mut squares, &mut Scratch::new());
+                    abs_gram(isa, par, at_a.view(), &sizes, &mut abs, &mut Scratch::new());
+                    image(isa, par, at_a.view(), &wide, &mut product);
+                });
+                let found = scan(isa, at_a.view(), &mut Scratch::new()).expect("finite elements");
+                let mut of_y = Hash::of(&squares);
+                y.hash_into(&mut of_y);
+                let bounds = [found.lower(), found.frobenius(), found.holder(), found.largest];
+                for (hashes, hash) in hashes.iter_mut().zip([of_y, Hash::of(&abs), Hash::of(&product), Hash::of(&bounds)]) {
+                    hashes.push((way, hash));
+                }
+            }
+        }
+        lines.iter_mut().zip(hashes).for_each(|(line, hashes)| line.add(hashes));
+    }
+    lines.into()
+}
+
+/// Sparse products, and updates of sparse weights; the last [`LARGE`] are shared out over threads.
+fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
+    let mut lines = ["gram", "forward", "update"].map(|name| Line::new::<T>(&format!("sparse/{name}")));
+    let mut random = SplitMix64::new(7);
+    for number in 0..SMALL + LARGE {
+        let (m, n) = match number.checked_sub(SMALL) {
+            None => (random.below(200) as usize + 1, random.below(90) as usize + 1),
+            Some(_) => (430, 390),
+        };
+        let p = if number < SMALL { [1, 3, 8, 16, 21][number as usize % 5] } else { 16 };
+        let share = [2, 20, 60][number as usize % 3].max(if number < SMALL { 0 } else { 60 });
+        let (mut start, mut indices) = (vec![0], Vec::new());
+        for _ in 0..m {
+            indices.extend((0..n).filter(|_| random.below(100) < share));
+            start.push(indices.len());
+        }
+        let values = generate(Family::ALL[number as usize % 6], indices.len(), number, T::PRECISION);
+        let pattern = Pattern::new(m, n, &start, &indices).expect("a sound pattern");
+        let matrix = Matrix::new(pattern, values.into_iter().map(T::from_f64).collect());
+        let below = Grid::<T>::random(p, n, Family::Uniform, number + 100);
+        let above = Grid::<T>::random(p, m, Family::Uniform, number + 200);
+        let optimizer = Optimizer::MOMENTUM;
+        let update = Update { optimizer, decay: Decay::Coupled(5e-4), learning_rate: 0.1, step: 1 + number, scale: -0.125 };
+        let mut hashes = [const { Vec::new() }; 3];
+        for isa in Isa::available() {
+            for (pool, threads) in pools.iter().zip(THREADS) {
+                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let (x, t) = (way.placed(0, &below), way.placed(1, &above));
+                let (mut y, mut out, mut squares) = (way.placed(2, &below), way.placed(3, &above), vec![0.0; p]);
+                let (mut changed, mut momentum) = (matrix.clone(), vec![T::ZERO; indices.len()]);
+                let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
+                let scratch = &mut Scratch::new();
+                pool.install(|| {
+                    sparse::gram(isa, par, &matrix, x.view(), y.view_mut(), &mut squares, scratch);
+                    let epilogue = Epilogue::Store { out: out.output(), scale: T::ONE };
+                    sparse::product(isa, par, matrix.rows(), x.view(), epilogue, scratch);
+                    sparse::update(isa, par, &mut changed, &mut [&mut momentum], t.view(), x.view(), update, scratch);
+                });
+                let mut of_y = Hash::of(&squares);
+                y.hash_into(&mut of_y);
+                let mut of_out = Hash::START;
+                out.hash_into(&mut of_out);
+                let mut of_update = Hash::of(changed.columns().values());
+                momentum.iter().for_each(|&x| of_update.number(x));
+                for (hashes, hash) in hashes.iter_mut().zip([of_y, of_out, of_update]) {
+                    hashes.push((way, hash));
+                }
+            }
+        }
+        lines.iter_mut().zip(hashes).for_each(|(line, hashes)| line.add(hashes));
+    }
+    lines.into()
+}
+
 /// A kernel on one or two vectors: reads both, fills the output (of the same length), and returns a number.
 type VectorKernel<T> = Box<dyn Fn(Isa, &[T], &[T], &mut [T]) -> f64>;
 
@@ -516,7 +625,7 @@ fn scalars() -> Vec<Line> {
 
 fn of_type<T: Scalar>() -> Vec<Line> {
     let pools = THREADS.map(|threads| ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"));
-    products::<T>(&pools).into_iter().chain(vectors::<T>()).collect()
+    products::<T>(&pools).into_iter().chain(sweeps::<T>(&pools)).chain(sparse_lines::<T>(&pools)).chain(vectors::<T>()).collect()
 }
 
 const HEAD: &str = "\

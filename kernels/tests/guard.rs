@@ -20,11 +20,13 @@ use core::marker::PhantomData;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
+use dualprop_kernels::gram::{abs_gram, gram, image};
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::scan::scan;
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_reference::generate::SplitMix64;
 use faer::{MatMut, MatRef, Par};
@@ -35,7 +37,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::Instant;
 
-tests_of_both_types!(products, deep_products, vector_kernels);
+tests_of_both_types!(products, deep_products, sweeps, vector_kernels);
 
 /// A multiple of the size of a page: 4 KiB on x86-64, at most 64 KiB elsewhere.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
@@ -650,7 +652,8 @@ fn products<T: Scalar>() {
     }
 }
 
-/// Several blocks of depth, and the steps of 64 in which columns are transposed when they are packed.
+/// Several blocks of depth, a block of panels that starts whole and ends with a part of one, and the steps of 64 in which columns are
+/// transposed when they are packed.
 fn deep_products<T: Scalar>() {
     let mut slots: [Slot<T>; 5] = core::array::from_fn(|_| Slot::new());
     let mut random = SplitMix64::new(4);
@@ -658,10 +661,60 @@ fn deep_products<T: Scalar>() {
         let (mr, nv) = isa.tile();
         let (lanes, width) = (isa.lanes::<T>(), nv * isa.lanes::<T>());
         for depth in [2 * DEEP - 1, 2 * DEEP, 2 * DEEP + 1, 63, 64, 65, 79, 80, 127, 128, 129, 200] {
-            let sums = sums(2 * mr + 1, 2 * width + 1, depth);
+            let sums = sums(2 * mr + 1, 3 * width + 1, depth);
             for m in [1, mr - 1, mr, mr + 1, 2 * mr, 2 * mr + 1] {
-                for n in [1, lanes, lanes + 1, width - 1, width, width + 1, 2 * width - 1, 2 * width, 2 * width + 1] {
+                for n in
+                    [1, lanes, lanes + 1, width - 1, width, width + 1, 2 * width - 1, 2 * width, 2 * width + 1, 3 * width + 1]
+                {
                     every_epilogue(isa, [m, n, depth], &sums, &mut slots, &mut random);
+                }
+            }
+        }
+    }
+}
+
+/// Sweeps over matrices with all tails of lines, groups and tiles, with one vector, four and eight.
+fn sweeps<T: Scalar>() {
+    let [mut a_slot, mut x_slot, mut y_slot] = core::array::from_fn(|_| Slot::<T>::new());
+    let [mut wide_slot, mut abs_slot, mut image_slot] = core::array::from_fn(|_| Slot::<f64>::new());
+    let mut random = SplitMix64::new(6);
+    for isa in Isa::available() {
+        for m in [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 17] {
+            for n in (0..=2 * 16 + 1).chain([63, 64, 65, 129]) {
+                for (number, p) in [1, 4, 8].into_iter().cycle().take(6).enumerate() {
+                    let flush = [Flush::Beginning, Flush::End][number / 3];
+                    let any = Place::any(flush, &mut random);
+                    let place = Place { by_columns: false, cols_reversed: false, ..any };
+                    announce(format_args!("{} sweep over {m} x {n} with {p} on {isa}, {place:?}", T::NAME));
+                    let (mut a, mut x, mut y) = (a_slot.put(m, n, place), x_slot.put(p, n, place), y_slot.put(p, n, place));
+                    a.fill(|i, j| T::from_f64(left(i, j)));
+                    x.fill(|i, j| T::from_f64(right(i, j)));
+                    let mut squares = [0.0; 8];
+                    gram(isa, Par::Seq, a.view(), x.view(), y.view_mut(), &mut squares[..p], &mut Scratch::new());
+                    let product = |i: usize, r: usize| (0..n).map(|j| left(r, j) * right(i, j)).sum::<f64>();
+                    let products: Vec<Vec<f64>> = (0..p).map(|i| (0..m).map(|r| product(i, r)).collect()).collect();
+                    y.check("y", |i, j| Some((0..m).map(|r| left(r, j) * products[i][r]).sum()));
+                    assert!((0..p).all(|i| squares[i] == products[i].iter().map(|t| t * t).sum::<f64>()), "{}", case());
+
+                    let sizes: Vec<f64> = (0..n).map(|j| right(0, j).abs()).collect();
+                    let wide = wide_slot.put_vector(&sizes, flush, place.gap);
+                    let (mut abs, mut image_of) =
+                        (abs_slot.put(1, n, Place::plain(flush)), image_slot.put(1, m, Place::plain(flush)));
+                    abs_gram(isa, Par::Seq, a.view(), wide.vector(), abs.vector_mut(), &mut Scratch::new());
+                    image(isa, Par::Seq, a.view(), wide.vector(), image_of.vector_mut());
+                    let row = |r: usize, f: fn(f64) -> f64| (0..n).map(|j| f(left(r, j)) * sizes[j]).sum::<f64>();
+                    abs.check("abs", |_, j| Some((0..m).map(|r| left(r, j).abs() * row(r, f64::abs)).sum()));
+                    image_of.check("image", |_, r| Some(row(r, |x| x)));
+                    wide.check("x in f64", |_, j| Some(sizes[j]));
+                    x.check("x", |i, j| Some(right(i, j)));
+                    a.check("matrix", |i, j| Some(left(i, j)));
+
+                    announce(format_args!("{} scan of {m} x {n} on {isa}, {any:?}", T::NAME));
+                    let mut a = a_slot.put(m, n, any);
+                    a.fill(|i, j| T::from_f64(left(i, j)));
+                    let square = scan(isa, a.view(), &mut Scratch::new()).expect("finite elements").square;
+                    assert_eq!(square, (0..m).map(|r| (0..n).map(|j| left(r, j).powi(2)).sum::<f64>()).sum(), "{}", case());
+                    a.check("matrix", |i, j| Some(left(i, j)));
                 }
             }
         }

@@ -7,12 +7,13 @@
 //!
 //! * [`bound`]: [`bound::Bounded`], a value with an error bound, and sums of products;
 //! * [`activation`]: `f`, `f'`, and `f(p⁺) − f(p⁻)` without cancellation;
-//! * [`product`]: matrices and the three products of a layer;
+//! * [`product`]: matrices and the three products of a layer; [`sparse`]: sparse matrices;
 //! * [`relax`]: the two-compartment update of a hidden unit;
 //! * [`output`]: losses and output rules;
 //! * [`schedule`]: the order of the updates;
 //! * [`network`]: inference and gradients of whole networks;
 //! * [`optimizer`], [`train`]: optimizers, and a training step;
+//! * [`gram`]: products with `AᵀA`;
 //! * [`generate`]: problems from seeds;
 //! * [`elementary`]: elementary functions.
 //!
@@ -24,10 +25,12 @@ pub mod activation;
 pub mod bound;
 pub mod elementary;
 pub mod generate;
+pub mod gram;
 pub mod network;
 pub mod optimizer;
 pub mod output;
 pub mod product;
 pub mod relax;
 pub mod schedule;
+pub mod sparse;
 pub mod train;

@@ -1,0 +1,191 @@
+//! The triangular parts of Cholesky's algorithm by blocks of rows, `B = RᵀR` with `R` upper triangular; the rest are products.
+//!
+//! Every element of `R` is what is left of that of `B` after a chain of fused multiply-adds in ascending rows, over the pivot (or its root):
+//! as many roundings as in the textbook's loops, and the same bits on every instruction set.
+
+use faer::prelude::ReborrowMut;
+use faer::{MatMut, Par};
+
+use crate::isa::{Isa, Kernel};
+use crate::vector::Vector;
+
+/// Rows and columns of a diagonal block.
+pub const BLOCK: usize = 64;
+
+/// Columns that [`solve`] takes are a multiple of this.
+pub const COLUMNS: usize = 16;
+
+/// Columns of [`solve`] that a thread is woken for.
+const SHARE: usize = 256;
+
+/// A diagonal block, row by row.
+pub type Block = [[f64; BLOCK]; BLOCK];
+
+/// `B ← R`. Only the upper triangle of `B` decides, and below the diagonal of `R` is nothing of use. Returns whether all pivots were positive
+/// and finite; if not, `B` is lost.
+pub fn factor(isa: Isa, block: &mut Block) -> bool {
+    struct Factor<'a>(&'a mut Block);
+    impl Kernel<f64> for Factor<'_> {
+        type Output = bool;
+        #[inline(always)]
+        fn run<S: Vector<f64>>(self, simd: S) -> bool {
+            for i in 0..BLOCK {
+                let (above, rest) = self.0.split_at_mut(i);
+                let (row, _) = S::as_vectors_mut(&mut rest[0]);
+                for (v, x) in row.iter_mut().enumerate().skip(i / S::LANES) {
+                    for above in &*above {
+                        *x = simd.neg_mul_add(simd.splat(above[i]), S::as_vectors(above).0[v], *x);
+                    }
+                }
+                let pivot = rest[0][i];
+                if !(pivot > 0.0 && pivot.is_finite()) {
+                    return false;
+                }
+                let root = simd.splat(pivot.sqrt());
+                let (row, _) = S::as_vectors_mut(&mut rest[0]);
+                row.iter_mut().skip(i / S::LANES).for_each(|x| *x = simd.div(*x, root));
+                rest[0][i] = pivot.sqrt();
+            }
+            true
+        }
+    }
+    isa.run(Factor(block))
+}
+
+/// `X ← R⁻ᵀX` for a factored block and as many rows (or fewer: then the block ends in rows of the identity).
+///
+/// # Panics
+/// If `x` has more rows than a block, rows that are not contiguous, or columns that are no multiple of [`COLUMNS`].
+pub fn solve(isa: Isa, par: Par, factor: &Block, x: MatMut<'_, f64>) {
+    assert!(x.nrows() <= BLOCK && x.ncols().is_multiple_of(COLUMNS), "a block of rows of whole vectors");
+    assert!(x.ncols() == 0 || x.col_stride() == 1, "the rows are contiguous");
+    let tasks = match par {
+        Par::Rayon(threads) => threads.get().min(x.ncols() / SHARE).max(1),
+        Par::Seq => 1,
+    };
+    share(isa, tasks, factor, x);
+}
+
+fn share(isa: Isa, tasks: usize, factor: &Block, x: MatMut<'_, f64>) {
+    if tasks <= 1 {
+        isa.run(Solve { factor, x });
+        return;
+    }
+    let left = tasks / 2;
+    let middle = (x.ncols() * left / tasks).next_multiple_of(COLUMNS);
+    let (a, b) = x.split_at_col_mut(middle);
+    rayon::join(|| share(isa, left, factor, a), || share(isa, tasks - left, factor, b));
+}
+
+struct Solve<'a> {
+    factor: &'a Block,
+    x: MatMut<'a, f64>,
+}
+
+impl Kernel<f64> for Solve<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<f64>>(self, simd: S) {
+        // Sums and operands of a step fit the registers. The conditions are constants.
+        if S::REGISTER_COUNT == 32 { self.columns::<S, 8>(simd) } else { self.columns::<S, 4>(simd) }
+    }
+}
+
+/// Vectors of columns that are solved together.
+const V: usize = 2;
+
+impl Solve<'_> {
+    #[inline(always)]
+    fn columns<S: Vector<f64>, const R: usize>(mut self, simd: S) {
+        let (rows, cols) = (self.x.nrows(), self.x.ncols());
+        let wide = V * S::LANES;
+        let mut solved = [[simd.splat(0.0); V]; BLOCK];
+        for col in (0..cols).step_by(wide) {
+            for (i, solved) in solved.iter_mut().enumerate().take(rows) {
+                if let Some(row) = self.x.rb_mut().row_mut(i).try_as_row_major_mut() {
+                    solved.copy_from_slice(S::as_vectors(&row.as_slice_mut()[col..col + wide]).0);
+                }
+            }
+            for i0 in (0..BLOCK).step_by(R) {
+                let (above, rest) = solved.split_at_mut(i0);
+                let mut sums = [[simd.splat(0.0); V]; R];
+                sums.copy_from_slice(&rest[..R]);
+                for (above, factors) in above.iter().zip(self.factor) {
+                    for r in 0..R {
+                        let factor = simd.splat(factors[i0 + r]);
+                        for v in 0..V {
+                            sums[r][v] = simd.neg_mul_add(factor, above[v], sums[r][v]);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    for k in 0..r {
+                        let factor = simd.splat(self.factor[i0 + k][i0 + r]);
+                        for v in 0..V {
+                            sums[r][v] = simd.neg_mul_add(factor, sums[k][v], sums[r][v]);
+                        }
+                    }
+                    let pivot = simd.splat(self.factor[i0 + r][i0 + r]);
+                    for v in 0..V {
+                        sums[r][v] = simd.div(sums[r][v], pivot);
+                    }
+                }
+                rest[..R].copy_from_slice(&sums);
+            }
+            for (i, solved) in solved.iter().enumerate().take(rows) {
+                if let Some(row) = self.x.rb_mut().row_mut(i).try_as_row_major_mut() {
+                    S::as_vectors_mut(&mut row.as_slice_mut()[col..col + wide]).0.copy_from_slice(solved);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faer::Mat;
+
+    /// `|RᵀR − B| ≤ γ_{n+1} |R|ᵀ|R|`, and the same bits everywhere.
+    #[test]
+    fn blocks_are_factored_and_solved_within_their_bounds() {
+        let gamma = (BLOCK + 1) as f64 * f64::EPSILON;
+        let element = |i: usize, j: usize| ((i * 37 + j * 101 + i * j) % 97) as f64 / 97.0 - 0.5;
+        let b: Block = core::array::from_fn(|i| {
+            core::array::from_fn(|j| (0..BLOCK).map(|k| element(k, i) * element(k, j)).sum::<f64>() + f64::from(u8::from(i == j)))
+        });
+        let mut bits = vec![];
+        for isa in Isa::available() {
+            let mut r = b;
+            assert!(factor(isa, &mut r));
+            let mut x = Mat::from_fn(2 * COLUMNS, BLOCK, |j, i| element(i, j + 7));
+            solve(isa, Par::Seq, &r, x.as_mut().transpose_mut());
+            for i in 0..BLOCK {
+                for j in i..BLOCK {
+                    let (sum, size) = (0..=i).map(|k| r[k][i] * r[k][j]).fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
+                    assert!((sum - b[i][j]).abs() <= 2.0 * gamma * size, "{isa} {i} {j}");
+                }
+                for j in 0..2 * COLUMNS {
+                    let (sum, size) = (0..=i).map(|k| r[k][i] * x[(j, k)]).fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
+                    assert!((sum - element(i, j + 7)).abs() <= 2.0 * gamma * size, "{isa} {i} {j}");
+                }
+            }
+            let upper = (0..BLOCK).flat_map(|i| r[i][i..].iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            bits.push((
+                upper.collect::<Vec<_>>(),
+                x.col_iter().flat_map(|c| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect::<Vec<_>>(),
+            ));
+        }
+        assert!(bits.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+
+    #[test]
+    fn a_pivot_that_is_not_positive_ends_it() {
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let mut b: Block = core::array::from_fn(|i| core::array::from_fn(|j| f64::from(u8::from(i == j))));
+            b[40][40] = bad;
+            assert!(!factor(Isa::best(), &mut b), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,687 @@
+//! `y = Aᵀ(A x)` in one sweep over the elements, `y = |A|ᵀ|A| x` in f64, and `y = A x` in f64.
+//!
+//! ```text
+//! for group of rows
+//!   for vector of columns
+//!     rows of this group times x             they come from memory; their sums are in registers
+//!     y += t · rows of the group before      they are in the cache, and their products t are known
+//! ```
+//!
+//! The two lines in one loop let the stream from memory go on while `y` is worked on, so that the whole takes little longer than reading
+//! `A` once: about half of the time of two matrix-vector products. (Several `x` at once are bound by arithmetic; then the lines are two
+//! loops, each with a register tile.)
+//!
+//! The order of all operations is a function of the shape alone. A product `t` of a row is summed in the lanes of one cache line (column
+//! `j` belongs to lane `j mod L`, `L` being 16 for f32 and 8 for f64; each lane is a chain of fused multiply-adds in ascending `j`), and the
+//! lanes are added up by halves. Rows come in up to [`PARTS`] parts; in each part every `y_j` is a chain of fused multiply-adds in
+//! ascending rows from zero, and the parts are added in their order. So the instruction set, threads, alignment, the groups and the number of
+//! vectors `x` that share a sweep change no bit.
+
+use core::marker::PhantomData;
+use core::ops::Range;
+use faer::{MatMut, MatRef, Par};
+
+use crate::isa::{Isa, Kernel};
+use crate::product::Scratch;
+use crate::strided::{MAX_LANES, Target};
+use crate::vector::{Real, Vector};
+
+/// Most parts that rows are split into; a power of two.
+pub const PARTS: usize = 16;
+
+/// Bytes of `A` in a part, at the least. So much is read in some 10 µs, which is what waking a thread costs.
+const PART_BYTES: usize = 1 << 18;
+
+/// Rows of a part are a multiple of this, and no group has more.
+const GROUP: usize = 8;
+
+/// Most vectors that share a sweep.
+const WIDTH: usize = 8;
+
+/// Rows of each part but the last, and parts: a function of shape and type only.
+fn cut<E>(m: usize, n: usize) -> (usize, usize) {
+    let most = (m * n * size_of::<E>() / PART_BYTES).clamp(1, PARTS);
+    let rows = m.div_ceil(1 << most.ilog2()).next_multiple_of(GROUP);
+    (rows, m.div_ceil(rows))
+}
+
+/// `y_i ← Aᵀ(A x_i)`, `squares_i ← ‖A x_i‖²`, where `x_i` and `y_i` are rows of `x` and `y` (`p × n`).
+///
+/// Needs rows of `A`, `x` and `y` that are contiguous; `A` may have any row stride. (For a column-major matrix take the transposed one: `AAᵀ`
+/// has the same eigenvalues, but for zeros.) Eight vectors, or four, share a sweep.
+///
+/// Error of `y_ij` at most `γ_{m+n}·(|A|ᵀ|A||x_i|)_j`, mostly far less (a product has `n/L + log₂ L` roundings). `squares` are of the products as
+/// rounded to `T`, summed in f64 with a relative error of at most `γ_m`; for f64 their squares may overflow or underflow. NaN and infinity
+/// propagate. Costs `4pmn` flops and one read of `A` for each eight vectors. Allocates only when `scratch` was never used for a matrix as
+/// wide.
+///
+/// # Panics
+/// If shapes or lengths do not fit, or rows are not contiguous.
+pub fn gram<T: Real>(
+    isa: Isa,
+    par: Par,
+    a: MatRef<'_, T>,
+    x: MatRef<'_, T>,
+    y: MatMut<'_, T>,
+    squares: &mut [f64],
+    scratch: &mut Scratch<T>,
+) {
+    (T::kernels().gram)(isa, par, a, x, y, squares, scratch);
+}
+
+pub(crate) fn run_gram<T: Real>(
+    isa: Isa,
+    par: Par,
+    a: MatRef<'_, T>,
+    x: MatRef<'_, T>,
+    mut y: MatMut<'_, T>,
+    squares: &mut [f64],
+    scratch: &mut Scratch<T>,
+) {
+    let p = x.nrows();
+    assert_eq!((x.ncols(), y.shape()), (a.ncols(), x.shape()), "x and y have a row for each vector, of the length of a row of A");
+    assert_eq!(squares.len(), p, "a square for each vector");
+    let mut from = 0;
+    while from < p {
+        let width = [8, 4, 1].into_iter().find(|&width| width <= p - from).unwrap_or(1);
+        let (x, y) = (x.subrows(from, width), y.as_mut().subrows_mut(from, width));
+        let squares = &mut squares[from..from + width];
+        match width {
+            8 => drive::<T, Plain, 8>(isa, par, a, x, y, squares, scratch),
+            4 => drive::<T, Plain, 4>(isa, par, a, x, y, squares, scratch),
+            _ => drive::<T, Plain, 1>(isa, par, a, x, y, squares, scratch),
+        }
+        from += width;
+    }
+}
+
+/// `y ← |A|ᵀ(|A| x)` in f64. For `x ≥ 0` every `y_j` has a relative error of at most `γ_{m+n}`, unless a product underflows.
+///
+/// Needs contiguous rows. Costs, order and memory are as those of [`gram`].
+///
+/// # Panics
+/// If lengths do not fit, or rows are not contiguous.
+pub fn abs_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    (T::kernels().abs_gram)(isa, par, a, x, y, scratch);
+}
+
+pub(crate) fn run_abs_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    assert_eq!((x.len(), y.len()), (a.ncols(), a.ncols()), "x and y have the length of a row of A");
+    let (x, y) = (MatRef::from_row_major_slice(x, 1, x.len()), MatMut::from_row_major_slice_mut(y, 1, x.len()));
+    drive::<f64, Wide<T, true>, 1>(isa, par, a, x, y, &mut [0.0], scratch);
+}
+
+/// `y ← A x` in f64: error of `y_i` at most `γ_{⌈n/8⌉+3}·(|A||x|)_i`, with the products of f32 elements rounded only when they are added.
+///
+/// Needs contiguous rows. Costs `2mn` flops and one read of `A`.
+///
+/// # Panics
+/// If lengths do not fit, or rows are not contiguous.
+pub fn image<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64]) {
+    (T::kernels().image)(isa, par, a, x, y);
+}
+
+pub(crate) fn run_image<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64]) {
+    assert_eq!((x.len(), y.len()), (a.ncols(), a.nrows()), "x has the length of a row of A, y that of a column");
+    check_rows(a);
+    let (_, parts) = cut::<T>(y.len().max(1), x.len());
+    let x = MatRef::from_row_major_slice(x, 1, x.len());
+    share_image(isa, tasks(par, parts), a, x, y);
+}
+
+/// Row by row, so that threads may split it anywhere.
+fn share_image<T: Real>(isa: Isa, tasks: usize, a: MatRef<'_, T>, x: MatRef<'_, f64>, y: &mut [f64]) {
+    if tasks <= 1 {
+        isa.run::<f64, _>(Image::<T> { a, x, y });
+        return;
+    }
+    let left = tasks / 2;
+    let middle = (y.len() * left / tasks).next_multiple_of(GROUP).min(y.len());
+    let ((top, bottom), (y, z)) = (a.split_at_row(middle), y.split_at_mut(middle));
+    rayon::join(|| share_image(isa, left, top, x, y), || share_image(isa, tasks - left, bottom, x, z));
+}
+
+fn check_rows<E>(rows: MatRef<'_, E>) {
+    assert!(rows.ncols() <= 1 || rows.col_stride() == 1, "the rows of a matrix of a sweep are contiguous");
+}
+
+fn tasks(par: Par, parts: usize) -> usize {
+    match par {
+        Par::Rayon(threads) => threads.get().min(parts),
+        Par::Seq => 1,
+    }
+}
+
+/// How elements of `A` become numbers of `T`.
+trait Source<T: Real>: Copy + Send + Sync {
+    /// What `A` consists of.
+    type Element: Real;
+
+    /// `live` elements from `at`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `1 ≤ live ≤ LANES`, and `at` is valid for reading `live` elements.
+    unsafe fn load<S: Vector<T>>(simd: S, at: *const Self::Element, live: usize) -> S::V;
+}
+
+/// As they are.
+#[derive(Clone, Copy)]
+struct Plain;
+
+impl<T: Real> Source<T> for Plain {
+    type Element = T;
+
+    #[inline(always)]
+    unsafe fn load<S: Vector<T>>(simd: S, at: *const T, live: usize) -> S::V {
+        // SAFETY: passed on.
+        unsafe { simd.load_live(at, live) }
+    }
+}
+
+/// In f64, their sizes if `ABS`.
+#[derive(Clone, Copy)]
+struct Wide<E, const ABS: bool>(PhantomData<E>);
+
+impl<E: Real, const ABS: bool> Source<f64> for Wide<E, ABS> {
+    type Element = E;
+
+    #[inline(always)]
+    unsafe fn load<S: Vector<f64>>(simd: S, at: *const E, live: usize) -> S::V {
+        // SAFETY: passed on.
+        let x = unsafe { widen::<E, S>(simd, at, live) };
+        if ABS { simd.abs(x) } else { x }
+    }
+}
+
+/// `live` elements from `at` in f64; the other lanes are zero.
+///
+/// # Safety
+/// `1 ≤ live ≤ LANES`, and `at` is valid for reading `live` elements.
+#[inline(always)]
+pub(crate) unsafe fn widen<E: Real, S: Vector<f64>>(simd: S, at: *const E, live: usize) -> S::V {
+    // `Real` is f32 or f64, told apart by size.
+    if size_of::<E>() == 8 {
+        // SAFETY: passed on.
+        return unsafe { simd.load_live(at.cast(), live) };
+    }
+    let mut lanes = [0.0; 8];
+    if live == S::LANES {
+        for l in 0..S::LANES {
+            // SAFETY: `l < LANES = live` (contract).
+            lanes[l] = unsafe { *at.wrapping_add(l) }.to_f64();
+        }
+    } else {
+        for l in 0..live {
+            // SAFETY: `l < live` (contract).
+            lanes[l] = unsafe { *at.wrapping_add(l) }.to_f64();
+        }
+    }
+    S::as_vectors(&lanes).0[0]
+}
+
+/// A sweep with `P` vectors.
+struct Sweep<'a, T: Real, Q: Source<T>, const P: usize> {
+    a: MatRef<'a, Q::Element>,
+    /// `P × n`.
+    x: MatRef<'a, T>,
+    /// `P × n`; of a single vector it is the `y` of the first part.
+    y: Target<'a, T>,
+    /// `y` of the (other) parts, one under the other.
+    rest: Target<'a, T>,
+    /// Rows of a part.
+    rows: usize,
+}
+
+fn drive<T: Real, Q: Source<T>, const P: usize>(
+    isa: Isa,
+    par: Par,
+    a: MatRef<'_, Q::Element>,
+    x: MatRef<'_, T>,
+    mut y: MatMut<'_, T>,
+    squares: &mut [f64],
+    scratch: &mut Scratch<T>,
+) {
+    check_rows(a);
+    check_rows(x);
+    check_rows(y.as_ref());
+    let (m, n) = a.shape();
+    squares.fill(0.0);
+    if m == 0 || n == 0 {
+        y.fill(T::ZERO);
+        return;
+    }
+    let (rows, parts) = cut::<Q::Element>(m, n);
+    // Several vectors are copied, and all parts of `y` lie in the scratch, each row a line further: rows a power of two apart would
+    // drive each other out of the cache.
+    let stride = n.next_multiple_of(MAX_LANES) + MAX_LANES;
+    let copies = if P > 1 { P } else { 0 };
+    let height = copies + (parts - (P == 1) as usize) * P;
+    scratch.0.reserve(height * stride);
+    let (copy, rest) = scratch.0.as_mut_slice()[..height * stride].split_at_mut(copies * stride);
+    for (i, line) in copy.chunks_exact_mut(stride).enumerate() {
+        line.iter_mut().zip(x.row(i).iter()).for_each(|(to, &from)| *to = from);
+    }
+    let x = if P > 1 { MatRef::from_column_major_slice_with_stride(copy, n, P, stride).transpose() } else { x };
+    let rest = MatMut::from_column_major_slice_with_stride_mut(rest, n, height - copies, stride).transpose_mut();
+    let y = Target::new(y);
+    let sweep = Sweep::<T, Q, P> { a, x, y, rest: Target::new(rest), rows };
+    let mut of_parts = [[0.0; P]; PARTS];
+    sweep.share(isa, 0, &mut of_parts[..parts], tasks(par, parts));
+    for of_part in &of_parts[..parts] {
+        for (square, of_part) in squares.iter_mut().zip(of_part) {
+            *square += of_part;
+        }
+    }
+    if parts > 1 || P > 1 {
+        isa.run::<T, _>(Combine { y: sweep.y, rest: sweep.rest });
+    }
+}
+
+impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
+    /// Works on the parts from `part` that `squares` are of, with `tasks` tasks.
+    fn share(&self, isa: Isa, part: usize, squares: &mut [[f64; P]], tasks: usize) {
+        if tasks <= 1 {
+            isa.run::<T, _>(Walk { sweep: self, part, squares });
+            return;
+        }
+        let left = tasks / 2;
+        let middle = squares.len() * left / tasks;
+        let (a, b) = squares.split_at_mut(middle);
+        rayon::join(|| self.share(isa, part, a, left), || self.share(isa, part + middle, b, tasks - left));
+    }
+
+    /// Where a part adds up its `y`.
+    #[inline(always)]
+    fn target(&self, part: usize) -> Target<'_, T> {
+        match (P, part) {
+            (1, 0) => self.y,
+            (1, _) => self.rest.skip_rows(part - 1),
+            _ => self.rest.skip_rows(part * P),
+        }
+    }
+}
+
+/// Adds the parts, in their order.
+struct Combine<'a, T> {
+    y: Target<'a, T>,
+    rest: Target<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for Combine<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        let (p, n) = self.y.shape();
+        for i in 0..p {
+            let y = self.y.skip_rows(i);
+            for col in (0..n).step_by(S::LANES) {
+                let live = S::LANES.min(n - col);
+                // SAFETY: row `i` of `y` or of the first part, `live` columns from `col`, all ours; rows are contiguous.
+                let mut sum = unsafe { if p == 1 { y } else { self.rest.skip_rows(i) }.load::<S, true>(simd, col, live) };
+                for row in (if p == 1 { 0 } else { p + i }..self.rest.shape().0).step_by(p) {
+                    // SAFETY: as above: `rest` has `p` rows for each part.
+                    sum = simd.add(sum, unsafe { self.rest.skip_rows(row).load::<S, true>(simd, col, live) });
+                }
+                // SAFETY: as for the load.
+                unsafe { y.store::<S, true>(simd, col, live, sum) };
+            }
+        }
+    }
+}
+
+/// A run of parts, under an instruction set.
+struct Walk<'a, 'b, T: Real, Q: Source<T>, const P: usize> {
+    sweep: &'a Sweep<'b, T, Q, P>,
+    part: usize,
+    squares: &'a mut [[f64; P]],
+}
+
+impl<T: Real, Q: Source<T>, const P: usize> Kernel<T> for Walk<'_, '_, T, Q, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        // Vectors in a line of lanes, then rows and vectors `x` of a tile of products, then vectors along a tile of `y`: sums and operands
+        // of a step fit the registers (32 of 512 bits, 16 of 256, 32 of 128, scalars). The conditions are constants.
+        match (lanes::<T>() / S::LANES, P) {
+            (1, 1) => self.walk::<S, 1, 4, 1, 8>(simd),
+            (1, _) => self.walk::<S, 1, 4, 4, 4>(simd),
+            (2, 1) => self.walk::<S, 2, 4, 1, 8>(simd),
+            (2, _) => self.walk::<S, 2, 2, 2, 4>(simd),
+            (4, 1) => self.walk::<S, 4, 4, 1, 8>(simd),
+            (4, _) => self.walk::<S, 4, 2, 2, 4>(simd),
+            (8, _) => self.walk::<S, 8, 1, 1, 2>(simd),
+            _ => self.walk::<S, 16, 1, 1, 2>(simd),
+        }
+    }
+}
+
+/// Virtual lanes of a product: a cache line.
+const fn lanes<T>() -> usize {
+    64 / size_of::<T>()
+}
+
+/// Rows that are worked on together.
+#[derive(Clone, Copy)]
+struct Group {
+    row: usize,
+    height: usize,
+    part: usize,
+}
+
+/// Products of a group before their lanes are added up; `(r, i, lane)` at `((r·P + i)·L + lane`.
+#[repr(align(64))]
+struct Lines<T>([T; GROUP * WIDTH * MAX_LANES]);
+
+impl<T: Real, Q: Source<T>, const P: usize> Walk<'_, '_, T, Q, P> {
+    #[inline(always)]
+    fn walk<S: Vector<T>, const K: usize, const R: usize, const V: usize, const J: usize>(self, simd: S) {
+        let Self { sweep, part: from, squares } = self;
+        let (m, n) = sweep.a.shape();
+        let tall = if P == 1 { 4 } else { GROUP };
+        let mut lines = Lines([T::ZERO; GROUP * WIDTH * MAX_LANES]);
+        let mut factors = [[T::ZERO; P]; GROUP];
+        let mut old = Group { row: 0, height: 0, part: from };
+        for (part, squares) in (from..).zip(squares) {
+            let (first, end) = (part * sweep.rows, m.min((part + 1) * sweep.rows));
+            sweep.clear(simd, part);
+            for row in (first..end).step_by(tall) {
+                let new = Group { row, height: tall.min(end - row), part };
+                if P == 1 && (new.height, old.height) == (R, R) {
+                    sweep.both::<S, K, R>(simd, new, old, &mut lines, &factors);
+                } else {
+                    sweep.additions::<S, V, J>(simd, old, 0..n, &factors);
+                    sweep.products::<S, K, R, V>(simd, new, 0..n, &mut lines);
+                }
+                for r in 0..new.height {
+                    for i in 0..P {
+                        let t = fold(&lines.0[(r * P + i) * lanes::<T>()..][..lanes::<T>()]);
+                        factors[r][i] = t;
+                        squares[i] = t.to_f64().mul_add(t.to_f64(), squares[i]);
+                    }
+                }
+                old = new;
+            }
+        }
+        sweep.additions::<S, V, J>(simd, old, 0..n, &factors);
+    }
+}
+
+/// Adds up the lanes by halves.
+#[inline(always)]
+fn fold<T: Real>(lanes: &[T]) -> T {
+    // A line has 16 lanes of f32 or 8 of f64.
+    let mut sums = [T::ZERO; 8];
+    sums.copy_from_slice(&lanes[..8]);
+    if let Some(upper) = lanes.get(8..16) {
+        for l in 0..8 {
+            sums[l] += upper[l];
+        }
+    }
+    for half in [4, 2, 1] {
+        for l in 0..half {
+            sums[l] += sums[l + half];
+        }
+    }
+    sums[0]
+}
+
+impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
+    /// Sets `y` of a part to zero.
+    #[inline(always)]
+    fn clear<S: Vector<T>>(&self, simd: S, part: usize) {
+        let n = self.a.ncols();
+        for i in 0..P {
+            let y = self.target(part).skip_rows(i);
+            for col in (0..n).step_by(S::LANES) {
+                // SAFETY: columns of a row of `y`, of a part that nobody else works on; rows are contiguous.
+                unsafe { y.store::<S, true>(simd, col, S::LANES.min(n - col), simd.splat(T::ZERO)) };
+            }
+        }
+    }
+
+    /// [`products`](Self::products) of one group and [`additions`](Self::additions) of the other, vector by vector, for one `x` and
+    /// `R` rows in each.
+    #[inline(always)]
+    fn both<S: Vector<T>, const K: usize, const R: usize>(
+        &self,
+        simd: S,
+        new: Group,
+        old: Group,
+        lines: &mut Lines<T>,
+        factors: &[[T; P]; GROUP],
+    ) {
+        let (n, length, stride) = (self.a.ncols(), K * S::LANES, self.a.row_stride());
+        let row = |row: usize| self.a.as_ptr().wrapping_offset(row as isize * stride);
+        let news: [*const Q::Element; R] = core::array::from_fn(|r| row(new.row + r));
+        let olds: [*const Q::Element; R] = core::array::from_fn(|r| row(old.row + r));
+        let (x, y) = (self.x.as_ptr(), self.target(old.part));
+        let mut t = [simd.splat(T::ZERO); R];
+        for r in 0..R {
+            t[r] = simd.splat(factors[r][0]);
+        }
+        let mut sums = [[simd.splat(T::ZERO); K]; R];
+        let whole = n / length * length;
+        for col in (0..whole).step_by(length) {
+            for k in 0..K {
+                let at = col + k * S::LANES;
+                // SAFETY: `at + LANES ≤ n`, for the only row of `x`.
+                let q = unsafe { simd.load_live(x.wrapping_add(at), S::LANES) };
+                // SAFETY: the same columns of the only row of `y`, of a part that nobody else works on; rows are contiguous.
+                let mut sum = unsafe { y.load::<S, true>(simd, at, S::LANES) };
+                for r in 0..R {
+                    // SAFETY: the same columns of a row of `a`.
+                    let p = unsafe { Q::load(simd, news[r].wrapping_add(at), S::LANES) };
+                    sums[r][k] = simd.mul_add(p, q, sums[r][k]);
+                }
+                for r in 0..R {
+                    // SAFETY: as above.
+                    let p = unsafe { Q::load(simd, olds[r].wrapping_add(at), S::LANES) };
+                    sum = simd.mul_add(t[r], p, sum);
+                }
+                // SAFETY: as for the load.
+                unsafe { y.store::<S, true>(simd, at, S::LANES, sum) };
+            }
+        }
+        for r in 0..R {
+            S::as_vectors_mut(&mut lines.0[r * length..][..length]).0.copy_from_slice(&sums[r]);
+        }
+        if whole < n {
+            self.products::<S, K, R, 1>(simd, new, whole..n, lines);
+            self.additions::<S, 1, 1>(simd, old, whole..n, factors);
+        }
+    }
+
+    /// Goes on with the products of a group over a block of columns.
+    #[inline(always)]
+    fn products<S: Vector<T>, const K: usize, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        group: Group,
+        cols: Range<usize>,
+        lines: &mut Lines<T>,
+    ) {
+        let whole = group.height / R * R;
+        for r in (0..whole).step_by(R) {
+            for i in (0..P).step_by(V) {
+                self.product_tile::<S, K, R, V>(simd, (group.row, r), i, cols.clone(), lines);
+            }
+        }
+        for r in whole..group.height {
+            for i in (0..P).step_by(V) {
+                self.product_tile::<S, K, 1, V>(simd, (group.row, r), i, cols.clone(), lines);
+            }
+        }
+    }
+
+    /// The same for rows `r..r + R` of the group and vectors `i..i + V`.
+    #[inline(always)]
+    fn product_tile<S: Vector<T>, const K: usize, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        (row, r0): (usize, usize),
+        i0: usize,
+        cols: Range<usize>,
+        lines: &mut Lines<T>,
+    ) {
+        let length = K * S::LANES;
+        let mut sums = [[[simd.splat(T::ZERO); K]; V]; R];
+        if cols.start > 0 {
+            for r in 0..R {
+                for v in 0..V {
+                    let line = &lines.0[((r0 + r) * P + i0 + v) * length..][..length];
+                    sums[r][v].copy_from_slice(S::as_vectors(line).0);
+                }
+            }
+        }
+        let stride = self.a.row_stride();
+        let a: [*const Q::Element; R] =
+            core::array::from_fn(|r| self.a.as_ptr().wrapping_offset((row + r0 + r) as isize * stride));
+        let x: [*const T; V] = core::array::from_fn(|v| self.x.as_ptr().wrapping_offset((i0 + v) as isize * self.x.row_stride()));
+        let whole = cols.start + (cols.end - cols.start) / length * length;
+        for col in (cols.start..whole).step_by(length) {
+            for k in 0..K {
+                let at = col + k * S::LANES;
+                let mut q = [simd.splat(T::ZERO); V];
+                for v in 0..V {
+                    // SAFETY: `LANES` elements of row `i0 + v < P` of `x`, whose rows are contiguous; `at + LANES ≤ n`.
+                    q[v] = unsafe { simd.load_live(x[v].wrapping_add(at), S::LANES) };
+                }
+                for r in 0..R {
+                    // SAFETY: the same columns of row `row + r0 + r` of `a`.
+                    let p = unsafe { Q::load(simd, a[r].wrapping_add(at), S::LANES) };
+                    for v in 0..V {
+                        sums[r][v][k] = simd.mul_add(p, q[v], sums[r][v][k]);
+                    }
+                }
+            }
+        }
+        // The other lanes of the last line add zeros, as they do where a vector is a whole line.
+        if whole < cols.end {
+            for k in 0..K {
+                let at = whole + k * S::LANES;
+                let live = cols.end.saturating_sub(at).min(S::LANES);
+                for r in 0..R {
+                    for v in 0..V {
+                        let (mut p, mut q) = (simd.splat(T::ZERO), simd.splat(T::ZERO));
+                        if live > 0 {
+                            // SAFETY: `live` elements of a row of `a` from column `at`.
+                            p = unsafe { Q::load(simd, a[r].wrapping_add(at), live) };
+                            // SAFETY: the same columns of a row of `x`.
+                            q = unsafe { simd.load_live(x[v].wrapping_add(at), live) };
+                        }
+                        sums[r][v][k] = simd.mul_add(p, q, sums[r][v][k]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                let line = &mut lines.0[((r0 + r) * P + i0 + v) * length..][..length];
+                S::as_vectors_mut(line).0.copy_from_slice(&sums[r][v]);
+            }
+        }
+    }
+
+    /// Adds the rows of a group, times their products, to its `y` in a block of columns.
+    #[inline(always)]
+    fn additions<S: Vector<T>, const V: usize, const J: usize>(
+        &self,
+        simd: S,
+        group: Group,
+        cols: Range<usize>,
+        factors: &[[T; P]; GROUP],
+    ) {
+        if group.height == 0 {
+            return;
+        }
+        let target = self.target(group.part);
+        for i in (0..P).step_by(V) {
+            let y: [Target<'_, T>; V] = core::array::from_fn(|v| target.skip_rows(i + v));
+            let mut col = cols.start;
+            while col + J * S::LANES <= cols.end {
+                self.addition_tile::<S, V, J>(simd, group, y, i, (col, S::LANES), factors);
+                col += J * S::LANES;
+            }
+            while col < cols.end {
+                let live = S::LANES.min(cols.end - col);
+                self.addition_tile::<S, V, 1>(simd, group, y, i, (col, live), factors);
+                col += live;
+            }
+        }
+    }
+
+    /// The same for vectors `i..i + V`, whose `y` these are, and `J` vectors of columns; in the last of them `live` columns.
+    #[inline(always)]
+    fn addition_tile<S: Vector<T>, const V: usize, const J: usize>(
+        &self,
+        simd: S,
+        group: Group,
+        y: [Target<'_, T>; V],
+        i: usize,
+        (col, live): (usize, usize),
+        factors: &[[T; P]; GROUP],
+    ) {
+        let mut sums = [[simd.splat(T::ZERO); J]; V];
+        for v in 0..V {
+            for j in 0..J {
+                // SAFETY: `live ≤ LANES` columns of the product's `y`, of a part that nobody else works on; rows are contiguous.
+                sums[v][j] = unsafe { y[v].load::<S, true>(simd, col + j * S::LANES, live) };
+            }
+        }
+        let stride = self.a.row_stride();
+        let mut row = self.a.as_ptr().wrapping_offset(group.row as isize * stride).wrapping_add(col);
+        for factors in &factors[..group.height] {
+            let mut a = [simd.splat(T::ZERO); J];
+            for j in 0..J {
+                // SAFETY: the same columns of a row of the group.
+                a[j] = unsafe { Q::load(simd, row.wrapping_add(j * S::LANES), live) };
+            }
+            for v in 0..V {
+                let t = simd.splat(factors[i + v]);
+                for j in 0..J {
+                    sums[v][j] = simd.mul_add(t, a[j], sums[v][j]);
+                }
+            }
+            row = row.wrapping_offset(stride);
+        }
+        for v in 0..V {
+            for j in 0..J {
+                // SAFETY: as for the load.
+                unsafe { y[v].store::<S, true>(simd, col + j * S::LANES, live, sums[v][j]) };
+            }
+        }
+    }
+}
+
+/// Rows of `A` times one vector.
+struct Image<'a, T> {
+    a: MatRef<'a, T>,
+    x: MatRef<'a, f64>,
+    y: &'a mut [f64],
+}
+
+impl<T: Real> Kernel<f64> for Image<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<f64>>(self, simd: S) {
+        let none = || Target::new(MatMut::from_row_major_slice_mut(&mut [], 0, 0));
+        let sweep = Sweep::<f64, Wide<T, false>, 1> { a: self.a, x: self.x, y: none(), rest: none(), rows: 0 };
+        let mut lines = Lines([0.0; GROUP * WIDTH * MAX_LANES]);
+        for (row, y) in (0..).step_by(GROUP).zip(self.y.chunks_mut(GROUP)) {
+            let group = Group { row, height: y.len(), part: 0 };
+            let cols = 0..self.a.ncols();
+            match lanes::<f64>() / S::LANES {
+                1 => sweep.products::<S, 1, 4, 1>(simd, group, cols, &mut lines),
+                2 => sweep.products::<S, 2, 4, 1>(simd, group, cols, &mut lines),
+                4 => sweep.products::<S, 4, 4, 1>(simd, group, cols, &mut lines),
+                _ => sweep.products::<S, 8, 1, 1>(simd, group, cols, &mut lines),
+            }
+            for (r, y) in y.iter_mut().enumerate() {
+                *y = fold(&lines.0[r * lanes::<f64>()..][..lanes::<f64>()]);
+            }
+        }
+    }
+}
