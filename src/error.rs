@@ -62,6 +62,17 @@ pub enum Error {
         /// Number of classes.
         classes: usize,
     },
+    /// The raw parts of a sparse matrix break a rule of its format.
+    Pattern {
+        /// `"row"`, `"column"` or `"block row"`: what the format compresses.
+        line: &'static str,
+        /// Which one.
+        index: usize,
+        /// Which of all indices, or which pointer if a pointer breaks the rule, or which word of a mask.
+        position: usize,
+        /// What has to hold.
+        rule: &'static str,
+    },
     /// The environment asks for something that cannot be had.
     Environment {
         /// Name of the variable.
@@ -94,6 +105,9 @@ impl fmt::Display for Error {
             }
             Error::Label { index, label, classes } => {
                 write!(f, "label {index} of the batch is {label}, but must be below the {classes} outputs")
+            }
+            Error::Pattern { line, index, position, rule } => {
+                write!(f, "{line} {index} is broken at position {position}: {rule}")
             }
             Error::Environment { variable, value, allowed } => write!(f, "{variable} is {value:?}, but must be {allowed}"),
             Error::Diverged { layer, step } => {

@@ -37,6 +37,8 @@
 
 mod check;
 mod error;
+#[doc = include_str!("guarantees.md")]
+pub mod guarantees {}
 pub mod hebbian;
 pub mod lipschitz;
 mod matrix;
@@ -44,6 +46,7 @@ pub mod network;
 pub mod random;
 pub mod relax;
 mod runtime;
+pub mod sparse;
 mod workspace;
 
 pub use dualprop_kernels::activation::Activation;

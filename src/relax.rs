@@ -50,6 +50,14 @@ impl Variant {
         }
     }
 
+    /// The nudge, if its parameters are in their ranges.
+    pub(crate) fn checked<T: Real>(self) -> Result<Nudge<T>, Error> {
+        check::alpha(self.alpha())?;
+        let gain = self.gain();
+        check::parameter("gain", gain, "positive, and finite and not zero in the element type", is_positive::<T>(gain))?;
+        Ok(self.nudge())
+    }
+
     pub(crate) fn nudge<T: Real>(self) -> Nudge<T> {
         let (up, down) = match self {
             Variant::Dp { alpha } => (alpha, alpha - 1.0),
@@ -105,16 +113,14 @@ pub fn relax<T: Real>(
     activation: Activation,
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
-    check::alpha(variant.alpha())?;
-    let gain = variant.gain();
-    check::parameter("gain", gain, "positive, and finite and not zero in the element type", is_positive::<T>(gain))?;
+    let nudge = variant.checked()?;
     let shape = (drive.nrows(), drive.ncols());
     check::shape("mean", mean.rb(), shape)?;
     check::shape("diff", diff.rb(), shape)?;
     check::shape("above", above, (shape.0, weights.nrows()))?;
     check::shape("weights", weights, (above.ncols(), shape.1))?;
     let (drive, mean, diff) = (Input::new(drive), Output::new(mean), Output::new(diff));
-    let epilogue = Epilogue::Dyad { drive, mean, diff, nudge: variant.nudge(), damping: None, activation };
+    let epilogue = Epilogue::Dyad { drive, mean, diff, nudge, damping: None, activation };
     workspace.top_down(weights, above, epilogue);
     Ok(())
 }

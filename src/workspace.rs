@@ -1,10 +1,11 @@
 //! Memory and machine for kernels: the products of a layer in their three directions.
 
 use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::gram::gram;
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::vector::Real;
-use faer::MatRef;
+use faer::{MatMut, MatRef};
 
 use crate::runtime::Runtime;
 
@@ -16,13 +17,15 @@ pub struct Workspace<T> {
     runtime: Runtime,
     bands: Bands<T>,
     panels: Panels<T>,
-    scratch: Scratch<T>,
+    pub(crate) scratch: Scratch<T>,
+    /// Vectors between two products. Who takes one puts it back, so that its memory is not lost.
+    pub(crate) spare: [Vec<T>; 3],
 }
 
 impl<T: Real> Workspace<T> {
     /// An empty workspace.
     pub fn new(runtime: &Runtime) -> Self {
-        Self { runtime: *runtime, bands: Bands::new(), panels: Panels::new(), scratch: Scratch::new() }
+        Self { runtime: *runtime, bands: Bands::new(), panels: Panels::new(), scratch: Scratch::new(), spare: Default::default() }
     }
 
     /// Where its kernels run.
@@ -35,6 +38,15 @@ impl<T: Real> Workspace<T> {
         let (isa, par) = (self.runtime.isa(), self.runtime.par());
         let blocking = Blocking::on_the_fly(below.nrows());
         product(isa, par, Rows::View(below), Lanes::View(weights.transpose()), epilogue, blocking, &mut self.scratch);
+    }
+
+    /// [`forward`](Self::forward) for no more samples than a vector has lanes: they are the lanes, and no weight is packed.
+    pub(crate) fn forward_few(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
+        let (isa, par) = (self.runtime.isa(), self.runtime.par());
+        self.panels.pack(isa, below.transpose());
+        let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
+        let blocking = Blocking::streaming_rows::<T>(isa, below.ncols());
+        product(isa, par, rows, lanes, epilogue.transposed(), blocking, &mut self.scratch);
     }
 
     /// `rows·panels` for a batch and packed weights.
@@ -58,5 +70,10 @@ impl<T: Real> Workspace<T> {
         self.panels.pack(isa, below);
         let (rows, lanes) = (Rows::Packed(&self.bands), Lanes::Packed(&self.panels));
         product(isa, par, rows, lanes, epilogue, Blocking::streaming_rows::<T>(isa, batch), &mut self.scratch);
+    }
+
+    /// `yᵢ ← AᵀA xᵢ` and `squaresᵢ ← ‖A xᵢ‖²` in one sweep over a matrix with contiguous rows.
+    pub(crate) fn gram(&mut self, matrix: MatRef<'_, T>, x: MatRef<'_, T>, y: MatMut<'_, T>, squares: &mut [f64]) {
+        gram(self.runtime.isa(), self.runtime.par(), matrix, x, y, squares, &mut self.scratch);
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{bits, labels, methods, network, runtime, uniform};
-use dualprop::lipschitz::lower_bound;
+use dualprop::lipschitz::{Dense, lower_bound};
 use dualprop::network::{
     Decay, Init, LearningRate, Loss, Method, Network, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer,
 };
@@ -303,6 +303,25 @@ fn an_epsilon_too_small_for_the_type_is_no_division_by_zero() {
 }
 
 #[test]
+fn an_epsilon_too_small_for_a_past_gradient_keeps_the_weights_finite() {
+    fn after_a_gradient<T: Real>(epsilon: f64) -> bool {
+        let mut network = Network::<T>::new(&[1, 1], Activation::Identity, false).expect("sound widths");
+        network.weights_mut(0)[(0, 0)] = T::ONE;
+        let optimizer = Optimizer::Adam { beta1: 0.5, beta2: 0.0, epsilon };
+        let settings = Settings { optimizer, ..Settings::new(Method::Backprop) };
+        let Ok(mut trainer) = Trainer::new(network, &settings, 1, &runtime()) else { return false };
+        for x in [T::ONE, T::ZERO] {
+            let (x, y) = (Mat::from_fn(1, 1, |_, _| x), Mat::from_fn(1, 1, |_, _| T::ZERO));
+            trainer.step(x.as_ref(), Targets::Values(y.as_ref()), 0.5).expect("a finite step");
+            assert!(finite(&trainer), "{epsilon:e}");
+        }
+        true
+    }
+    assert!(!after_a_gradient::<f32>(1e-40) && after_a_gradient::<f32>(1e-20));
+    assert!(!after_a_gradient::<f64>(1e-310) && after_a_gradient::<f64>(1e-158));
+}
+
+#[test]
 fn a_decay_too_large_for_the_type_keeps_the_weights_finite() {
     for optimizer in [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM] {
         assert!(step_without_gradient::<f32>(optimizer, Decay::Coupled(1e300), 0.0), "{optimizer:?}");
@@ -525,7 +544,7 @@ fn make<T: Real>(calls: &Calls) {
             let results = (trainer.evaluate(x, targets), trainer.predict(x, out.as_mut()), trainer.proxy_lipschitz());
             assert_eq!(bits(&trainer), before, "{results:?}");
         });
-        let _ = lower_bound(&[x], x.nrows(), calls.settings.seed, &runtime());
+        let _ = lower_bound(&Dense::new(x), x.nrows(), calls.settings.seed, &runtime());
     });
 }
 

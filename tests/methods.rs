@@ -3,6 +3,7 @@
 mod common;
 
 use common::{SCHEDULES, labels, methods, network, runtime, uniform, values};
+use dualprop::lipschitz::Tracking;
 use dualprop::network::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer};
 use dualprop::random::Counter;
 use dualprop::{Activation, Mat, MatRef, Real};
@@ -77,20 +78,20 @@ fn schedule(fast: Schedule, layers: usize, random: &mut Counter) -> reference::s
     }
 }
 
-/// `λ_k` of the hidden layers as the trainer may compute it from its Lanczos bound of `‖W_k‖₂`.
+/// `λ_k` of the hidden layers as the trainer may compute it from its upper bound of `‖W_k‖₂`.
 ///
-/// For `n_in ≤ 6` its six steps exhaust the space of inputs. Errors of the Ritz vector enter `‖Wu‖/‖u‖` squared; what remains are the
-/// roundings of the product (`γ_n ‖|W|‖_F`) and of two norms and divisions (`γ_{m+n}`). As much again is left for the SVD here. Errors `E` of the weights themselves move
-/// the norm by at most `‖E‖_F`.
+/// For `n_in ≤ 6` Lanczos steps exhaust the space of inputs, and the bound is the norm but for rounding: of the products (`γ_n ‖|W|‖_F`), of two norms and
+/// divisions (`γ_{m+n}`), and what the bound is widened by for it, `4u√(k(m+n))` for `k ≤ n` steps. As much again is left for the SVD here.
+/// Errors `E` of the weights themselves move the norm by at most `‖E‖_F`.
 fn lambdas(network: &reference::network::Network, alpha: f64, damping: Damping) -> Vec<Bounded> {
     let p = network.precision;
     let lambda = |weights: &Matrix| {
         let (m, n) = (weights.rows, weights.cols);
-        assert!(n <= 6, "six steps do not exhaust {m} × {n}");
+        assert!(n <= 6, "too many inputs, {m} × {n}");
         let of = |part: fn(Bounded) -> f64| Mat::from_fn(m, n, |i, j| part(weights[(i, j)]));
         let (value, error) = (of(|w| w.value), of(|w| w.error));
         let norms = value.singular_values().expect("a finite matrix has them");
-        let gamma = Bounded::new(norms[0], p.gamma(2 * (m + 2 * n)) * value.norm_l2() + error.norm_l2(), p);
+        let gamma = Bounded::new(norms[0], p.gamma(2 * (m + 2 * n) + 4 * (m + n)) * value.norm_l2() + error.norm_l2(), p);
         let rule = match damping {
             Damping::Scaled => reference::relax::Damping::Asymmetric,
             _ => reference::relax::Damping::Plain,
@@ -268,7 +269,10 @@ impl Case {
                 }
             }
         }
-        Trainer::new(network, &self.settings, self.batch, &runtime()).expect("sound settings")
+        // The tightest upper bound of the norms: that of an exhausted Krylov space (see `lambdas`).
+        let tightest = Tracking { gap: f64::MIN_POSITIVE, ..Tracking::new() };
+        let settings = Settings { norms: Some(tightest), ..self.settings };
+        Trainer::new(network, &settings, self.batch, &runtime()).expect("sound settings")
     }
 
     /// Batch number `i`: inputs and targets; classes as one-hot rows too.

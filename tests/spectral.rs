@@ -3,7 +3,7 @@
 mod common;
 
 use common::{network, runtime, uniform, values};
-use dualprop::lipschitz::{MAX_STEPS, lower_bound};
+use dualprop::lipschitz::{Chain, Dense, MAX_STEPS, lower_bound};
 use dualprop::network::{Method, Settings, Trainer};
 use dualprop::random::Counter;
 use dualprop::{Activation, Error, Mat, MatRef, Real};
@@ -33,7 +33,11 @@ fn norm<T: Real>(chain: &[MatRef<'_, T>]) -> (f64, f64) {
 }
 
 fn bound<T: Real>(chain: &[MatRef<'_, T>], steps: usize) -> f64 {
-    lower_bound(chain, steps, 7, &runtime()).expect("a sound chain")
+    match *chain {
+        [matrix] => lower_bound(&Dense::new(matrix), steps, 7, &runtime()),
+        _ => lower_bound(&Chain::new(chain).expect("a sound chain"), steps, 7, &runtime()),
+    }
+    .expect("finite elements")
 }
 
 /// The bound for enough steps is the norm, up to rounding and a millionth of it.
@@ -121,21 +125,24 @@ fn chains_are_products() {
 fn nothing_has_norm_zero() {
     for (m, n) in [(0, 0), (0, 3), (3, 0), (1, 1), (4, 6)] {
         let zeros = Mat::<f64>::zeros(m, n);
-        assert_eq!(lower_bound(&[zeros.as_ref()], 5, 1, &runtime()), Ok(0.0), "{m} × {n}");
+        assert_eq!(lower_bound(&Dense::new(zeros.as_ref()), 5, 1, &runtime()), Ok(0.0), "{m} × {n}");
     }
     let (some, zeros) = (uniform::<f32>(3, 4, [0.0, 1.0], 1), Mat::<f32>::zeros(2, 3));
-    assert_eq!(lower_bound(&[some.as_ref(), zeros.as_ref()], 5, 1, &runtime()), Ok(0.0));
+    assert_eq!(bound(&[some.as_ref(), zeros.as_ref()], 5), 0.0);
 }
 
 #[test]
 fn bad_chains_are_errors() {
     let (a, mut b) = (uniform::<f64>(3, 4, [0.0, 1.0], 1), uniform::<f64>(5, 2, [0.0, 1.0], 1));
-    let error = |chain: &[MatRef<'_, f64>], steps| lower_bound(chain, steps, 1, &runtime()).expect_err("a bad chain");
-    assert_eq!(error(&[], 5).to_string(), "chain has 0 elements, but must have 1");
-    assert_eq!(error(&[a.as_ref()], 0).to_string(), "steps is 0, but must be at least 1");
-    assert_eq!(error(&[a.as_ref(), b.as_ref()], 5), Error::Shape { argument: "chain", found: (5, 2), expected: (5, 3) });
+    let error = |chain: &[MatRef<'_, f64>]| Chain::new(chain).expect_err("a bad chain");
+    assert_eq!(error(&[]).to_string(), "factors has 0 elements, but must have 1");
+    assert_eq!(error(&[a.as_ref(), b.as_ref()]), Error::Shape { argument: "factors", found: (5, 2), expected: (5, 3) });
+    let steps = lower_bound(&Dense::new(a.as_ref()), 0, 1, &runtime()).expect_err("no steps");
+    assert_eq!(steps.to_string(), "steps is 0, but must be at least 1");
     b[(4, 1)] = f64::NEG_INFINITY;
-    assert_eq!(error(&[b.as_ref()], 5).to_string(), "chain has -inf at row 4, column 1, but must be finite");
+    assert_eq!(error(&[b.as_ref()]).to_string(), "factors has -inf at row 4, column 1, but must be finite");
+    let infinite = lower_bound(&Dense::new(b.as_ref()), 5, 1, &runtime()).expect_err("an infinity");
+    assert_eq!(infinite.to_string(), "matrix has -inf at row 4, column 1, but must be finite");
 }
 
 #[test]

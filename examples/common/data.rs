@@ -4,7 +4,7 @@
 //! headers are never trusted.
 
 mod idx;
-mod npz;
+pub(crate) mod npz;
 
 use std::error::Error;
 use std::fs::File;
@@ -196,12 +196,8 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()).into())
 }
 
-/// The rest of `reader`, which must be `shape` elements, at least one, of `size` bytes. Memory grows with what is there, not
-/// with the claim.
+/// The rest of `reader`, which must be `shape` elements of `size` bytes. Memory grows with what is there, not with the claim.
 fn payload(reader: impl Read, source: &str, shape: &[usize], size: usize) -> Result<Vec<u8>> {
-    if shape.contains(&0) {
-        return Err(format!("{source} has the shape {shape:?}, without elements; at least one is needed").into());
-    }
     let claim = shape.iter().try_fold(size, |product, &n| product.checked_mul(n)).filter(|&bytes| bytes <= MAX_BYTES);
     let Some(claim) = claim else {
         return Err(format!(

@@ -62,6 +62,9 @@ fn parse(mut reader: impl Read, source: &str) -> Result<(Vec<usize>, Vec<u8>)> {
     for _ in 0..dimensions {
         shape.push(u32::from_be_bytes(super::exactly(&mut reader, source, "a size of its header")?) as usize);
     }
+    if shape.contains(&0) {
+        return Err(format!("{source} has the shape {shape:?}, without elements; at least one is needed").into());
+    }
     let bytes = super::payload(reader, source, &shape, 1)?;
     Ok((shape, bytes))
 }

@@ -1,4 +1,4 @@
-//! NumPy's NPZ: a ZIP archive of NPY arrays.
+//! NumPy's NPY arrays, and NPZ: a ZIP archive of them.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,14 +13,14 @@ use super::{Labels, Result, Samples};
 const MAX_HEADER: usize = 1 << 16;
 
 /// An open NPZ file.
-pub(super) struct Archive {
+pub(crate) struct Archive {
     path: String,
     zip: ZipArchive<File>,
 }
 
 impl Archive {
     /// Reads the directory of the archive.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = super::open(path)?;
         let path = path.display().to_string();
         let zip = ZipArchive::new(file).map_err(|error| format!("{path} is not an NPZ file: {error}"))?;
@@ -31,26 +31,25 @@ impl Archive {
     pub(super) fn samples<T: Real>(&mut self, key: &str) -> Result<Samples<T>> {
         let array = self.array(key)?;
         let [rows, ref row @ ..] = array.shape[..] else { return Err(array.wrong_shape("(N, …)")) };
-        if row.is_empty() {
-            return Err(array.wrong_shape("(N, …)"));
+        if row.is_empty() || array.shape.contains(&0) {
+            return Err(array.wrong_shape("(N, …), without zeros"));
         }
-        let offsets = array.offsets(row);
-        let row_stride = if array.fortran { 1 } else { offsets.len() };
-        let mut values = Vec::with_capacity(array.bytes.len() / array.dtype.size);
-        for i in 0..rows {
-            for (j, offset) in offsets.iter().enumerate() {
-                let number = array.number(i * row_stride + offset);
-                let value = T::from_f64(number);
-                if !value.is_finite() {
-                    return Err(format!(
-                        "{} has {number:e} in row {i}, column {j}; allowed are finite numbers of {}",
-                        array.source,
-                        T::NAME
-                    )
-                    .into());
-                }
-                values.push(value);
+        let width: usize = row.iter().product();
+        let unit = if array.is_bytes() { 255.0 } else { 1.0 };
+        let mut values = Vec::with_capacity(array.len());
+        for (position, place) in array.places().enumerate() {
+            let number = array.number(place)? / unit;
+            let value = T::from_f64(number);
+            if !value.is_finite() {
+                let (i, j) = (position / width, position % width);
+                return Err(format!(
+                    "{} has {number:e} in row {i}, column {j}; allowed are finite numbers of {}",
+                    array.source,
+                    T::NAME
+                )
+                .into());
             }
+            values.push(value);
         }
         Ok(Samples { rows, shape: row.to_vec(), values, source: array.source })
     }
@@ -58,15 +57,13 @@ impl Archive {
     /// An integer array of shape (N).
     pub(super) fn labels(&mut self, key: &str) -> Result<Labels> {
         let array = self.array(key)?;
-        let [rows] = array.shape[..] else { return Err(array.wrong_shape("(N)")) };
-        if array.dtype.kind == Kind::Float {
-            return Err(format!("{} has the dtype {:?}; labels must be integers", array.source, array.dtype.name).into());
-        }
-        super::labels(array.source.clone(), (0..rows).map(|i| array.integer(i)))
+        let &[rows @ 1..=usize::MAX] = &array.shape[..] else { return Err(array.wrong_shape("(N), without zeros")) };
+        let labels = (0..rows).map(|i| array.integer(i)).collect::<Result<Vec<_>>>()?;
+        super::labels(array.source.clone(), labels.into_iter())
     }
 
     /// The array `key`, whatever its shape.
-    fn array(&mut self, key: &str) -> Result<Array> {
+    pub(crate) fn array(&mut self, key: &str) -> Result<Array> {
         let source = format!("array {key} of {}", self.path);
         let member = format!("{key}.npy");
         if self.zip.index_for_name(&member).is_none() {
@@ -81,17 +78,18 @@ impl Archive {
 }
 
 /// An NPY array: its header, and its elements as they are in the file.
-struct Array {
+pub(crate) struct Array {
     /// For messages.
-    source: String,
-    dtype: Dtype,
+    pub(crate) source: String,
+    pub(crate) dtype: Dtype,
     fortran: bool,
-    shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
 impl Array {
-    fn parse(mut reader: impl Read, source: String) -> Result<Self> {
+    /// Reads an NPY file.
+    pub(crate) fn parse(mut reader: impl Read, source: String) -> Result<Self> {
         let [magic @ .., major, _minor]: [u8; 8] = super::exactly(&mut reader, &source, "the magic string")?;
         if &magic != b"\x93NUMPY" {
             return Err(format!(
@@ -115,7 +113,9 @@ impl Array {
 
         let descr = quoted(field(&header, "descr").unwrap_or_default()).ok_or_else(|| malformed("descr"))?;
         let dtype = Dtype::parse(descr).ok_or_else(|| {
-            format!("{source} has the dtype {descr:?}; allowed are bool, int8 to int64, uint8 to uint64, float32 and float64")
+            format!(
+                "{source} has the dtype {descr:?}; allowed are bytes, bool, int8 to int64, uint8 to uint64, float32 and float64"
+            )
         })?;
         let fortran = field(&header, "fortran_order").and_then(boolean).ok_or_else(|| malformed("fortran_order"))?;
         let shape = field(&header, "shape").and_then(tuple).ok_or_else(|| malformed("shape"))?;
@@ -123,81 +123,93 @@ impl Array {
         Ok(Self { source, dtype, fortran, shape, bytes })
     }
 
-    fn wrong_shape(&self, allowed: &str) -> Box<dyn std::error::Error> {
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the elements are unsigned bytes, as those of pictures are.
+    pub(crate) fn is_bytes(&self) -> bool {
+        (self.dtype.kind, self.dtype.size) == (Kind::Uint, 1)
+    }
+
+    pub(crate) fn wrong_shape(&self, allowed: &str) -> Box<dyn std::error::Error> {
         format!("{} has the shape {:?}; it must be {allowed}", self.source, self.shape).into()
     }
 
-    /// Where the elements of the first row are, in row-major order of the row's shape.
-    fn offsets(&self, row: &[usize]) -> Vec<usize> {
-        let features = row.iter().product();
-        let mut strides = vec![1; row.len()];
-        if self.fortran {
-            let mut stride = self.shape[0];
-            for (k, n) in row.iter().enumerate() {
-                strides[k] = stride;
-                stride *= n;
-            }
-        } else {
-            for k in (1..row.len()).rev() {
-                strides[k - 1] = strides[k] * row[k];
+    /// Where in memory the elements are, in row-major order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
+        let mut strides = vec![1; self.shape.len()];
+        for k in 1..self.shape.len() {
+            if self.fortran {
+                strides[k] = strides[k - 1] * self.shape[k - 1];
+            } else {
+                let l = self.shape.len() - k;
+                strides[l - 1] = strides[l] * self.shape[l];
             }
         }
-        let offset = |mut feature: usize| {
-            row.iter().zip(&strides).rev().fold(0, |sum, (n, stride)| {
-                let index = feature % n;
-                feature /= n;
-                sum + index * stride
+        (0..self.len()).map(move |mut position| {
+            self.shape.iter().zip(&strides).rev().fold(0, |place, (n, stride)| {
+                let index = position % n;
+                position /= n;
+                place + index * stride
             })
-        };
-        (0..features).map(offset).collect()
+        })
     }
 
-    /// The bits of an element, zero-extended.
-    fn bits(&self, index: usize) -> u64 {
+    /// The bits of the element at a place in memory, zero-extended.
+    pub(crate) fn bits(&self, index: usize) -> u64 {
         let size = self.dtype.size;
         let byte = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
         let element = &self.bytes[index * size..][..size];
         if self.dtype.big_endian { element.iter().fold(0, byte) } else { element.iter().rev().fold(0, byte) }
     }
 
-    /// An element of an array that is not floating.
-    fn integer(&self, index: usize) -> i128 {
+    /// The element at a place in memory, of an array of integers.
+    pub(crate) fn integer(&self, index: usize) -> Result<i128> {
         let bits = self.bits(index);
         match self.dtype.kind {
             Kind::Int => {
                 let unused = u64::BITS - 8 * self.dtype.size as u32;
-                i128::from((bits << unused) as i64 >> unused)
+                Ok(i128::from((bits << unused) as i64 >> unused))
             }
-            _ => i128::from(bits),
+            Kind::Uint | Kind::Bool => Ok(i128::from(bits)),
+            Kind::Float | Kind::Text => {
+                Err(format!("{} has the dtype {:?}; it must be one of integers", self.source, self.dtype.name).into())
+            }
         }
     }
 
-    /// An element; `uint8` is divided by 255.
-    fn number(&self, index: usize) -> f64 {
+    /// The element at a place in memory, of an array of numbers.
+    pub(crate) fn number(&self, index: usize) -> Result<f64> {
         match (self.dtype.kind, self.dtype.size) {
-            (Kind::Float, 4) => f64::from(f32::from_bits(self.bits(index) as u32)),
-            (Kind::Float, _) => f64::from_bits(self.bits(index)),
-            (Kind::Uint, 1) => self.bits(index) as f64 / 255.0,
-            _ => self.integer(index) as f64,
+            (Kind::Float, 4) => Ok(f64::from(f32::from_bits(self.bits(index) as u32))),
+            (Kind::Float, _) => Ok(f64::from_bits(self.bits(index))),
+            (Kind::Text, _) => {
+                Err(format!("{} has the dtype {:?}; it must be one of numbers", self.source, self.dtype.name).into())
+            }
+            _ => Ok(self.integer(index)? as f64),
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Bool,
     Int,
     Uint,
     Float,
+    /// Byte strings.
+    Text,
 }
 
 /// Element type.
 #[derive(Clone, Debug, PartialEq)]
-struct Dtype {
+pub(crate) struct Dtype {
     name: String,
-    kind: Kind,
-    /// Bytes of an element: 1, 2, 4 or 8.
-    size: usize,
+    pub(crate) kind: Kind,
+    /// Bytes of an element: 1, 2, 4 or 8, and up to 8 for text.
+    pub(crate) size: usize,
     big_endian: bool,
 }
 
@@ -217,7 +229,10 @@ impl Dtype {
             "u8" => (Kind::Uint, 8),
             "f4" => (Kind::Float, 4),
             "f8" => (Kind::Float, 8),
-            _ => return None,
+            text => match text.strip_prefix('S').and_then(|size| size.parse().ok()) {
+                Some(size @ 1..=8) => (Kind::Text, size),
+                _ => return None,
+            },
         };
         Some(Self { name: name.into(), kind, size, big_endian: order == '>' })
     }

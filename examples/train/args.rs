@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use dualprop::Activation;
+use dualprop::lipschitz::Tracking;
 use dualprop::network::{Damping, Decay, LearningRate, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings};
 
 use crate::data::Result;
@@ -264,6 +265,7 @@ impl Args {
         settings.decay = self.decay();
         settings.seed = self.seed;
         settings.alignment = true;
+        settings.norms = Some(Tracking { seed: self.seed, ..Tracking::new() });
         Run { label, settings }
     }
 

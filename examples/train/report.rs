@@ -38,11 +38,21 @@ pub(crate) fn write<T: Real>(args: &Args, runtime: &Runtime, data: &Dataset<T>, 
 
 /// One row a run; what diverged is said below.
 pub(crate) fn table<T>(runs: &[(Run, Outcome<T>)]) -> String {
-    let titles =
-        ["method", "α", "test accuracy", "loss", "proxy Lipschitz", "cosine to backprop by layer", "samples/s", "sweeps"];
+    let titles = [
+        "method",
+        "α",
+        "test accuracy",
+        "loss",
+        "proxy Lipschitz",
+        "norms at most",
+        "cosine to backprop by layer",
+        "samples/s",
+        "sweeps",
+    ];
     let mut rows = vec![titles.map(String::from)];
     rows.extend(runs.iter().map(|(run, outcome)| {
-        let Epoch { measured, test_accuracy, proxy_lipschitz, .. } = outcome.last();
+        let Epoch { measured, test_accuracy, proxy_lipschitz, norms, .. } = outcome.last();
+        let norms: Vec<_> = norms.iter().map(|norm| number(norm.upper, 2)).collect();
         let cosine: Vec<_> = outcome.total.cosine.iter().map(|&cosine| number(cosine, 4)).collect();
         [
             run.settings.method.name().into(),
@@ -50,13 +60,14 @@ pub(crate) fn table<T>(runs: &[(Run, Outcome<T>)]) -> String {
             number(*test_accuracy, 4),
             number(measured.loss, 4),
             number(*proxy_lipschitz, 2),
+            norms.join(" "),
             cosine.join(" "),
             number(outcome.total.samples_per_second, 0),
             number(outcome.total.sweeps, 2),
         ]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
+    let widths: [usize; 9] = std::array::from_fn(width);
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
         let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
@@ -120,6 +131,7 @@ fn json<T: Real>(args: &Args, runtime: &Runtime, data: &Dataset<T>, runs: &[(Run
             "loss": last.measured.loss,
             "test_accuracy": last.test_accuracy,
             "proxy_lipschitz": last.proxy_lipschitz,
+            "norms": norms(last),
             "cosine": total.cosine,
             "sweeps": total.sweeps,
             "seconds": total.seconds,
@@ -146,11 +158,17 @@ fn epoch(epoch: &Epoch) -> Value {
         "test_loss": epoch.test_loss,
         "test_accuracy": epoch.test_accuracy,
         "proxy_lipschitz": epoch.proxy_lipschitz,
+        "norms": norms(epoch),
         "cosine": measured.cosine,
         "sweeps": measured.sweeps,
         "seconds": measured.seconds,
         "samples_per_second": measured.samples_per_second,
     })
+}
+
+/// Both bounds for each layer of weights.
+fn norms(epoch: &Epoch) -> Vec<Value> {
+    epoch.norms.iter().map(|norm| json!({ "lower": norm.lower, "upper": norm.upper })).collect()
 }
 
 /// The settings of a run in the words of the command line.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use dualprop::lipschitz::Enclosure;
 use dualprop::network::{Evaluation, LearningRate, Network, Step, Targets, Trainer};
 use dualprop::random::Counter;
 use dualprop::{Error, MatRef, Real};
@@ -68,6 +69,8 @@ pub(crate) struct Epoch {
     pub(crate) test_accuracy: f64,
     /// Largest singular value of the product of all weight matrices, from below.
     pub(crate) proxy_lipschitz: f64,
+    /// Norms of the layers of weights.
+    pub(crate) norms: Vec<Enclosure>,
 }
 
 /// A finished run.
@@ -140,7 +143,8 @@ pub(crate) fn train<T: Real>(mut trainer: Trainer<T>, data: &Dataset<T>, plan: &
 fn finish_epoch<T: Real>(trainer: &mut Trainer<T>, data: &Dataset<T>, epoch: usize, measured: Measured) -> Result<Epoch> {
     let Evaluation { loss: test_loss, accuracy: test_accuracy } =
         trainer.evaluate(rows(&data.x_test, data.features), Targets::Classes(&data.y_test))?;
-    Ok(Epoch { epoch, measured, test_loss, test_accuracy, proxy_lipschitz: trainer.proxy_lipschitz() })
+    let (proxy_lipschitz, norms) = (trainer.proxy_lipschitz(), trainer.norms().to_vec());
+    Ok(Epoch { epoch, measured, test_loss, test_accuracy, proxy_lipschitz, norms })
 }
 
 /// Row-major numbers as a matrix.

@@ -18,7 +18,19 @@ pub struct Enclosure {
     pub products: u32,
 }
 
+/// An [`Enclosure`], and a vector that anyone can multiply again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enclosed {
+    /// The bounds.
+    pub enclosure: Enclosure,
+    /// `x` with `‖Ax‖ ≥ lower·‖x‖`; empty where `lower` is the norm of a row or column, or 0.
+    pub witness: Vec<f64>,
+}
+
 impl Enclosure {
+    /// Exactly 0.
+    pub(crate) const ZERO: Self = Self { lower: 0.0, upper: 0.0, proof: Proof::Zero, status: Status::GapReached, products: 0 };
+
     /// `upper/lower − 1`: 0 for an exact answer, infinity if `lower` is 0 and `upper` is not.
     pub fn gap(&self) -> f64 {
         if self.upper == self.lower { 0.0 } else { self.upper / self.lower - 1.0 }
@@ -49,7 +61,7 @@ pub enum Proof {
     },
     /// `τI − AᵀA` was factored by Cholesky in floating point (Rump 2006), with rounding.
     Cholesky {
-        /// `τ`, in the operator's units.
+        /// `τ`, in the square of the operator's units (infinity or 0 where that leaves the range of numbers).
         tau: f64,
     },
     /// The norm of the matrix of norms of blocks.
@@ -147,9 +159,9 @@ pub enum Seed {
 }
 
 impl Search {
-    /// Gap 10⁻⁶, deterministic, 64 steps from one start, seed 0.
+    /// Gap 10⁻⁶, deterministic, at most 256 steps from one start, seed 0.
     pub fn new() -> Self {
-        Self { gap: 1e-6, certainty: Certainty::Deterministic, max_steps: 64, starts: 1, seed: Seed::Fixed(0) }
+        Self { gap: 1e-6, certainty: Certainty::Deterministic, max_steps: 256, starts: 1, seed: Seed::Fixed(0) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can be asked of a linear map whose norm is wanted.
 
+use dualprop_kernels::reduce;
 use dualprop_kernels::vector::Real;
 use faer::{MatMut, MatRef};
 
@@ -11,7 +12,9 @@ use crate::workspace::Workspace;
 ///
 /// Vectors come in blocks of `p`, one in a row: `p × n` before `A`, `p × m` after it, of any strides (column-major means interleaved, which
 /// sparse operators like). Whoever calls has checked the shapes.
-/// The two products and [`shape`](Self::shape) are all that a new operator needs; each further method makes a proof possible.
+/// The two products and [`shape`](Self::shape) are all that a new operator needs; each further method makes a proof possible: with
+/// [`image`](Self::image) there is a lower bound, with [`bracket`](Self::bracket), [`abs_gram`](Self::abs_gram) or [`block`](Self::block) an upper one that
+/// is more than probable.
 ///
 /// Elements that an operator does not have (pruned, masked out, padding) are never read: a NaN there is legal.
 pub trait Operator<T: Real>: Sync {
@@ -25,7 +28,18 @@ pub trait Operator<T: Real>: Sync {
     fn apply_transposed(&self, y: MatRef<'_, T>, x: MatMut<'_, T>, work: &mut Workspace<T>);
 
     /// `yᵢ ← AᵀA xᵢ`, `squaresᵢ ← ‖A xᵢ‖²`; overridden by whoever does it in one sweep.
-    fn gram(&self, x: MatRef<'_, T>, y: MatMut<'_, T>, squares: &mut [f64], work: &mut Workspace<T>);
+    fn gram(&self, x: MatRef<'_, T>, y: MatMut<'_, T>, squares: &mut [f64], work: &mut Workspace<T>) {
+        let (p, m) = (x.nrows(), self.shape().0);
+        let mut image = core::mem::take(&mut work.spare[2]);
+        image.resize(p * m, T::ZERO);
+        self.apply(x, MatMut::from_row_major_slice_mut(&mut image, p, m), work);
+        squares.fill(0.0);
+        for (square, image) in squares.iter_mut().zip(image.chunks_exact(m.max(1))) {
+            *square = reduce::dot(work.runtime().isa(), image, image);
+        }
+        self.apply_transposed(MatRef::from_row_major_slice(&image, p, m), y, work);
+        work.spare[2] = image;
+    }
 
     /// Stored elements, for reports.
     fn stored(&self) -> usize {
@@ -43,7 +57,10 @@ pub trait Operator<T: Real>: Sync {
 
     /// `y ← A x` in f64. Returns a bound of `‖y − A x‖₂` with all rounding in it: what a rigorous lower bound rests on. Infinity if
     /// there is none to be had.
-    fn image(&self, x: &[f64], y: &mut [f64]) -> f64;
+    fn image(&self, _x: &[f64], y: &mut [f64]) -> f64 {
+        y.fill(0.0);
+        f64::INFINITY
+    }
 
     /// `y ← |A|ᵀ|A| x` for `x ≥ 0` in f64, each element with a relative error of at most `γ_{m+n+2}`; `false` if the elements are not known.
     fn abs_gram(&self, _x: &[f64], _y: &mut [f64]) -> bool {
@@ -56,7 +73,8 @@ pub trait Operator<T: Real>: Sync {
         None
     }
 
-    /// `2^power · A`, for operators whose elements are too large or too small for products in `T`.
+    /// `2^power · A`, for operators whose elements are too large or too small for products in `T`. What its [`image`](Self::image) and
+    /// [`block`](Self::block) say of their errors is about `2^power · A` exactly, also where elements of theirs are rounded.
     fn rescaled(&self, _power: i32) -> Option<Box<dyn Operator<T> + '_>> {
         None
     }

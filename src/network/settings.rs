@@ -6,6 +6,7 @@ use super::loss::Loss;
 use super::schedule::Schedule;
 use crate::check;
 use crate::error::Error;
+use crate::lipschitz::Tracking;
 
 /// A learning method. `α` weighs the upper compartment (0 to 1), `β > 0` is the strength of the nudge.
 ///
@@ -35,7 +36,7 @@ pub enum Method {
         /// `β`.
         beta: f64,
     },
-    /// DP whose states are averaged with the old ones, by `λ_k` from the norm of `W_k`.
+    /// DP whose states are averaged with the old ones, by `λ_k` from an upper bound of the norm of `W_k`: never too little.
     DpDamped {
         /// `α`.
         alpha: f64,
@@ -66,7 +67,8 @@ pub enum Method {
     },
 }
 
-/// The damping `λ_k` of a hidden layer, with `γ_k = ‖W_k‖₂` (Høier & Zach 2024, code).
+/// The damping `λ_k` of a hidden layer, with `γ_k` for `‖W_k‖₂` (Høier & Zach 2024, code; here the upper bound of a
+/// [`Tracker`](crate::lipschitz::Tracker), at most 5 % above the norm unless [`Settings::norms`] says otherwise).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Damping {
@@ -115,6 +117,8 @@ pub struct Settings {
     pub seed: u64,
     /// Makes room to compare each step's gradient with back-propagation.
     pub alignment: bool,
+    /// Makes room to follow the norms of all weights, which [`Trainer::norms`](super::Trainer::norms) gives when asked.
+    pub norms: Option<Tracking>,
     /// Skips layers whose inputs have not changed since their last update; the bits are the same without, only later.
     pub skip: bool,
 }
@@ -137,6 +141,7 @@ impl Settings {
             decay: Decay::None,
             seed: 0,
             alignment: false,
+            norms: None,
             skip: true,
         }
     }
@@ -175,6 +180,9 @@ impl Settings {
                 check::positive("epsilon", epsilon)?;
             }
             _ => {}
+        }
+        if let Some(tracking) = &self.norms {
+            tracking.check()?;
         }
         match self.decay {
             Decay::Coupled(lambda) | Decay::Decoupled(lambda) => {

@@ -19,7 +19,7 @@ use super::targets::Targets;
 use super::{Init, Network, draw, fits_memory};
 use crate::check;
 use crate::error::Error;
-use crate::lipschitz::Lanczos;
+use crate::lipschitz::{Chain, Enclosure, Search, Tracker, Tracking, Warm, enclose};
 use crate::matrix::RowMajor;
 use crate::random::Counter;
 use crate::runtime::Runtime;
@@ -70,9 +70,11 @@ pub struct Trainer<T> {
     ones: Vec<T>,
     /// In place of biases for a network without.
     zeros: Vec<T>,
-    /// Outgoing weights of each hidden layer, for damping; empty otherwise.
-    norms: Vec<Norm<T>>,
-    proxy: Lanczos<T>,
+    /// Of each layer of weights that damping or the settings ask for.
+    norms: Vec<Option<Norm<T>>>,
+    /// What [`norms`](Self::norms) gave last.
+    enclosures: Vec<Enclosure>,
+    proxy: Warm<T>,
     alignment: Option<Alignment<T>>,
     measuring: bool,
     evaluator: Evaluator<T>,
@@ -83,11 +85,21 @@ pub struct Trainer<T> {
     counts: Counts,
 }
 
-/// The spectral norm of a layer of weights, and the damping that follows from it.
+/// The spectral norm of a layer of weights.
 #[derive(Clone, Debug)]
 struct Norm<T> {
-    lanczos: Lanczos<T>,
+    tracker: Tracker<T>,
+    /// Of the present weights, if they have not changed since.
+    enclosure: Option<Enclosure>,
+    /// The damping that follows from it.
     lambda: f64,
+}
+
+impl<T: Real> Norm<T> {
+    fn get(&mut self, weights: MatRef<'_, T>, work: &mut Workspace<T>) -> Enclosure {
+        let tracker = &mut self.tracker;
+        *self.enclosure.get_or_insert_with(|| tracker.update(weights, work).expect("the shape it was made for"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,15 +114,15 @@ fn largest<T: Real>() -> (f64, f64) {
     if T::NAME == "f32" { (1e37, 1e18) } else { (1e307, 1e150) }
 }
 
-/// Lanczos steps for the norm that damping needs; the vector of the last batch is where they start.
-const DAMPING_STEPS: usize = 6;
+/// Most Lanczos steps for the norm of the product of all weights.
+const PROXY_STEPS: usize = 64;
 
 impl<T: Real> Trainer<T> {
     /// A plan for batches of exactly `batch` samples.
     ///
     /// # Errors
-    /// Those of [`Settings::check`]; [`Error::Parameter`] for an empty batch or a β whose inverse overflows `T`; [`Error::NotFinite`] for
-    /// weights with NaN or infinity.
+    /// Those of [`Settings::check`]; [`Error::Parameter`] for an empty batch, a β whose inverse overflows `T`, or an ε by which
+    /// gradients divided do; [`Error::NotFinite`] for weights with NaN or infinity.
     pub fn new(network: Network<T>, settings: &Settings, batch: usize, runtime: &Runtime) -> Result<Self, Error> {
         settings.check()?;
         check::parameter("batch", batch as f64, "at least 1", batch > 0)?;
@@ -120,8 +132,10 @@ impl<T: Real> Trainer<T> {
         let widest = *network.widths().iter().max().expect("at least two widths");
         check::parameter("batch", batch as f64, "small enough for the address space", fits_memory::<T>(batch, widest))?;
         if let Optimizer::Adam { beta2, epsilon, .. } = settings.optimizer {
-            let smallest = T::from_f64(epsilon * (1.0 - beta2).sqrt());
-            check::parameter("epsilon", epsilon, "large enough not to vanish beside beta2", smallest > T::ZERO)?;
+            // Where the second moment has vanished, a moment of past gradients is divided by this alone.
+            let smallest = T::from_f64(epsilon * (1.0 - beta2).sqrt()).to_f64();
+            let fits = T::from_f64(largest::<T>().1 / smallest).is_finite();
+            check::parameter("epsilon", epsilon, "large enough that a gradient over it is finite, also beside beta2", fits)?;
         }
         if settings.nudges() {
             let fits = (1..=layers).all(|k| T::from_f64(rule.inverse_beta(k, layers)).is_finite());
@@ -141,7 +155,12 @@ impl<T: Real> Trainer<T> {
             });
             Synapse::new(settings.optimizer, n_out, n_in, feedback, repeats)
         };
-        let norm = |k: usize| Norm { lanczos: Lanczos::new(&widths[k..k + 2], DAMPING_STEPS, settings.seed), lambda: 0.0 };
+        let norm = |k: usize| {
+            let tracking = settings.norms.unwrap_or(Tracking { seed: settings.seed, ..Tracking::new() });
+            let is_wanted = settings.norms.is_some() || (rule.damping.is_some() && k > 0);
+            let tracker = || Tracker::new(widths[k + 1], widths[k], &tracking);
+            is_wanted.then(|| Ok(Norm { tracker: tracker()?, enclosure: None, lambda: 0.0 })).transpose()
+        };
         Ok(Self {
             units: widths.iter().map(|&n| Units::new(batch, n)).collect(),
             synapses: (0..layers).map(synapse).collect(),
@@ -151,8 +170,9 @@ impl<T: Real> Trainer<T> {
             residual: RowMajor::zeros(batch, n_out),
             ones: vec![T::ONE; batch],
             zeros: vec![T::ZERO; widest],
-            norms: if rule.damping.is_some() { (1..layers).map(norm).collect() } else { Vec::new() },
-            proxy: Lanczos::new(widths, crate::lipschitz::MAX_STEPS, settings.seed),
+            norms: (0..layers).map(norm).collect::<Result<_, Error>>()?,
+            enclosures: Vec::with_capacity(layers),
+            proxy: Warm::new(widths, PROXY_STEPS, settings.seed),
             alignment: settings.alignment.then(|| Alignment::new(widths, batch)),
             measuring: settings.alignment,
             evaluator: Evaluator::new(batch.max(CHUNK), widest),
@@ -393,8 +413,13 @@ impl<T: Real> Trainer<T> {
 
     /// Computes the damping constants of the present weights.
     fn refresh_damping(&mut self) {
-        for (k, norm) in (1..).zip(&mut self.norms) {
-            norm.lambda = self.rule.lambda(norm.lanczos.lower_bound(&[self.network.weights(k)], &self.runtime));
+        if self.rule.damping.is_none() {
+            return;
+        }
+        for (k, norm) in self.norms.iter_mut().enumerate().skip(1) {
+            if let Some(norm) = norm {
+                norm.lambda = self.rule.lambda(norm.get(self.network.weights(k), &mut self.work).upper);
+            }
         }
     }
 
@@ -444,7 +469,7 @@ impl<T: Real> Trainer<T> {
             mean: Output::new(here.mean.view_mut()),
             diff: Output::new(here.diff.view_mut()),
             nudge: self.rule.nudge(),
-            damping: self.norms.get(k - 1).map(|norm| norm.lambda),
+            damping: self.rule.damping.and_then(|_| self.norms[k].as_ref()).map(|norm| norm.lambda),
             activation: self.network.activation,
         };
         let (weights, above) = (self.network.weights[k].view(), above.diff.view());
@@ -567,6 +592,7 @@ impl<T: Real> Trainer<T> {
             self.synapses[k].update(&mut self.work, weights, bias, operands, &update);
         }
         self.units.iter_mut().for_each(Units::forget);
+        self.norms.iter_mut().flatten().for_each(|norm| norm.enclosure = None);
     }
 
     /// Compares the gradient of the present states with that of back-propagation at the same weights and inputs.
@@ -648,8 +674,29 @@ impl<T: Real> Trainer<T> {
         self.evaluator.predict(&mut self.work, &self.network, &mut self.synapses, &self.zeros, x)
     }
 
+    /// `‖W_k‖₂` of every layer, for the weights as they are now, within the gap of [`Settings::norms`]; empty without. Costs nothing until asked, and nothing
+    /// the second time between two updates; what a call costs is said at [`Tracker::update`].
+    pub fn norms(&mut self) -> &[Enclosure] {
+        self.enclosures.clear();
+        if self.settings.norms.is_some() {
+            for (k, norm) in self.norms.iter_mut().enumerate() {
+                self.enclosures.extend(norm.as_mut().map(|norm| norm.get(self.network.weights(k), &mut self.work)));
+            }
+        }
+        &self.enclosures
+    }
+
+    /// [`proxy_lipschitz`](Self::proxy_lipschitz) between two bounds, as near as `search` asks for.
+    ///
+    /// # Errors
+    /// Those of [`enclose`].
+    pub fn proxy_enclosure(&self, search: &Search) -> Result<Enclosure, Error> {
+        let factors: Vec<_> = (0..self.network.layers()).map(|k| self.network.weights(k)).collect();
+        Ok(enclose(&Chain::new(&factors)?, search, &self.runtime)?.enclosure)
+    }
+
     /// A lower bound of `‖W_{L−1} ⋯ W_0‖₂`, the proxy for the Lipschitz constant in Høier & Zach 2024 (activations ignored): Lanczos
-    /// steps until the rank is exhausted or [`MAX_STEPS`](crate::lipschitz::MAX_STEPS).
+    /// steps until the rank is exhausted, at most 64.
     pub fn proxy_lipschitz(&mut self) -> f64 {
         let chain: Vec<_> = (0..self.network.layers()).map(|k| self.network.weights(k)).collect();
         self.proxy.lower_bound(&chain, &self.runtime)
@@ -668,4 +715,38 @@ fn copy<T: Real>(to: &mut RowMajor<T>, from: &RowMajor<T>) {
 /// A row of a matrix whose columns are contiguous.
 fn row_of<T>(matrix: MatRef<'_, T>, row: usize) -> &[T] {
     matrix.row(row).try_as_row_major().expect("the trainer's own matrices are row-major").as_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Damping;
+    use crate::{Activation, Isa, Par};
+
+    #[test]
+    fn damping_is_never_below_that_of_the_true_norm() {
+        let runtime = Runtime::new(Isa::best(), Par::Seq);
+        let mut network = Network::<f32>::new(&[20, 40, 30, 5], Activation::Relu, true).expect("sound widths");
+        network.initialize(Init::LecunNormal, 1);
+        let settings = Settings::new(Method::DpDamped { alpha: 0.0, beta: 0.5, damping: Damping::Plain });
+        let mut trainer = Trainer::new(network, &settings, 10, &runtime).expect("sound settings");
+        let mut random = Counter::new(2, 0);
+        let mut damped = 0;
+        for _ in 0..30 {
+            let x: Vec<f32> = (0..10 * 20).map(|_| random.uniform() as f32).collect();
+            let x = MatRef::from_row_major_slice(&x, 10, 20);
+            let y = core::array::from_fn::<u32, 10, _>(|i| i as u32 % 5);
+            trainer.infer(x, Targets::Classes(&y)).expect("a sound batch");
+            for k in 1..3 {
+                let weights = crate::lipschitz::Dense::new(trainer.network().weights(k));
+                let norm = enclose(&weights, &Search::default(), &runtime).expect("finite weights").enclosure;
+                let lambda = trainer.norms[k].as_ref().expect("damping asks for it").lambda;
+                assert!(lambda >= trainer.rule.lambda(norm.lower), "layer {k}: {lambda} for {norm:?}");
+                assert!(lambda <= trainer.rule.lambda(1.05 * norm.upper), "layer {k}: {lambda} for {norm:?}");
+                damped += usize::from(lambda > 0.0);
+            }
+            trainer.step(x, Targets::Classes(&y), 1e-3).expect("a sound batch");
+        }
+        assert!(damped >= 30, "{damped}");
+    }
 }

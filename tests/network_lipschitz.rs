@@ -1,0 +1,268 @@
+//! Lipschitz constants of networks against explicit Jacobians, all patterns of tiny networks, and certified norms along a training.
+
+mod common;
+
+use common::{labels, network, runtime, uniform};
+use dualprop::lipschitz::{Dense, Kinks, Search, Tracker, Tracking, enclose, global, local, stretch};
+use dualprop::network::{Damping, Init, Method, Network, Settings, Targets, Trainer};
+use dualprop::{Activation, Error, Isa, Mat, MatRef, Par, Real, Runtime, Workspace};
+
+fn wide<T: Real>(matrix: MatRef<'_, T>) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)].to_f64())
+}
+
+fn norm(matrix: &Mat<f64>) -> f64 {
+    matrix.singular_values().expect("a finite matrix has them")[0]
+}
+
+/// What a decomposition in f64 may miss of norms of this size.
+fn slack(size: f64) -> f64 {
+    1000.0 * f64::EPSILON * size
+}
+
+/// `W_L D ⋯ D W_0` with the slopes of each hidden layer.
+fn jacobian<T: Real>(network: &Network<T>, slopes: impl Fn(usize, usize) -> f64) -> Mat<f64> {
+    let mut product = wide(network.weights(0));
+    for k in 1..network.layers() {
+        product = Mat::from_fn(product.nrows(), product.ncols(), |i, j| slopes(k - 1, i) * product[(i, j)]);
+        product = wide(network.weights(k)) * product;
+    }
+    product
+}
+
+/// Slopes of all hidden layers at a sample, in f64, and the smallest distance of a drive from 0.
+fn slopes<T: Real>(network: &Network<T>, x: &[f64]) -> (Vec<Vec<f64>>, f64) {
+    let (mut state, mut slopes, mut nearest) = (x.to_vec(), vec![], f64::INFINITY);
+    for k in 0..network.layers() - 1 {
+        let weights = network.weights(k);
+        let drive: Vec<f64> = (0..weights.nrows())
+            .map(|i| {
+                let bias = network.bias(k).map_or(0.0, |bias| bias[i].to_f64());
+                bias + weights.row(i).iter().zip(&state).map(|(w, x)| w.to_f64() * x).sum::<f64>()
+            })
+            .collect();
+        nearest = drive.iter().fold(nearest, |m, a| m.min(a.abs()));
+        let map = |derivative: bool| {
+            let mut out = vec![0.0; drive.len()];
+            let activation = network.activation();
+            let done = if derivative {
+                activation.derivatives(Isa::best(), &mut out, &drive)
+            } else {
+                activation.values(Isa::best(), &mut out, &drive)
+            };
+            done.expect("one length");
+            out
+        };
+        slopes.push(map(true));
+        state = map(false);
+    }
+    (slopes, nearest)
+}
+
+fn check_local<T: Real>(widths: &[usize], activation: Activation, gap: f64) {
+    const SAMPLES: usize = 300;
+    let network = network::<T>(widths, activation, true, 3);
+    let x = uniform::<T>(SAMPLES, widths[0], [-1.0, 1.0], 4);
+    let found = local(&network, x.as_ref(), Kinks::Smaller, gap, &runtime()).expect("sound arguments");
+    assert_eq!(found.len(), SAMPLES);
+    let mut compared = 0;
+    for (i, found) in found.iter().enumerate() {
+        assert!(found.gap() <= gap, "{widths:?} {activation} {found:?}");
+        let sample: Vec<f64> = x.row(i).iter().map(|x| x.to_f64()).collect();
+        let (slopes, nearest) = slopes(&network, &sample);
+        // Closer to a kink than that, drives of both precisions may lie on different sides of it.
+        if T::NAME == "f32" && nearest < 1e-4 {
+            continue;
+        }
+        compared += 1;
+        let exact = norm(&jacobian(&network, |k, i| slopes[k][i]));
+        let size: f64 = (0..network.layers()).map(|k| wide(network.weights(k)).norm_l2()).product();
+        let slack = slack(size);
+        assert!(found.lower <= exact + slack && exact <= found.upper + slack, "{widths:?} {activation} {found:?} {exact}");
+    }
+    assert!(compared > SAMPLES / 4, "{compared} samples compared");
+}
+
+#[test]
+fn local_constants_are_those_of_explicit_jacobians() {
+    for activation in Activation::ALL.iter().copied() {
+        for widths in [&[20, 12, 9, 4][..], &[5, 12, 9, 4], &[12, 30, 1], &[9, 7], &[30, 8, 8, 8, 3]] {
+            check_local::<f64>(widths, activation, 1e-6);
+        }
+    }
+    // The slopes of smooth activations differ between precisions; these are constant beside their kinks.
+    for activation in [Activation::Relu, Activation::Identity] {
+        for widths in [&[20, 12, 9, 4][..], &[5, 12, 9, 4], &[9, 7]] {
+            check_local::<f32>(widths, activation, 1e-3);
+            check_local::<f32>(widths, activation, 0.1);
+        }
+    }
+}
+
+#[test]
+fn both_slopes_at_kinks() {
+    let network = network::<f64>(&[6, 5, 4, 3], Activation::Relu, false, 1);
+    let zeros = Mat::<f64>::zeros(2, 6);
+    let constants = |kinks| local(&network, zeros.as_ref(), kinks, 1e-6, &runtime()).expect("sound arguments");
+    for found in constants(Kinks::Smaller) {
+        assert_eq!((found.lower, found.upper), (0.0, 0.0));
+    }
+    let exact = norm(&jacobian(&network, |_, _| 1.0));
+    for found in constants(Kinks::Both) {
+        assert!(found.lower <= exact + slack(10.0) && exact <= found.upper + slack(10.0), "{found:?} {exact}");
+    }
+}
+
+/// The largest norm over all patterns of active units.
+fn exhaustive<T: Real>(network: &Network<T>) -> f64 {
+    let hidden = &network.widths()[1..network.layers()];
+    let units: usize = hidden.iter().sum();
+    let first = |k: usize| hidden[..k].iter().sum::<usize>();
+    (0u32..1 << units).map(|mask| norm(&jacobian(network, |k, i| f64::from(mask >> (first(k) + i) & 1)))).fold(0.0, f64::max)
+}
+
+fn check_global<T: Real>(widths: &[usize], seed: u64) {
+    let network = network::<T>(widths, Activation::Relu, true, seed);
+    let samples = uniform::<T>(50, widths[0], [-2.0, 2.0], seed);
+    let found = global(&network, samples.as_ref(), &Search::default(), &runtime()).expect("a sound network");
+    let (most, slack) = (exhaustive(&network), 1e-9);
+    assert!(found.enclosure.lower <= most * (1.0 + slack), "{found:?} {most}");
+    for upper in [found.enclosure.upper, found.product, found.eclipse, found.absolute] {
+        assert!(upper >= most * (1.0 - slack), "{found:?} {most}");
+    }
+    assert!(found.eclipse <= found.product * (1.0 + 1e-6), "{found:?}");
+    let (_, best) = found.local.expect("there are samples");
+    // Where all units are dead there is nothing to find.
+    if let Some(pair) = &found.pair {
+        assert_eq!(stretch(&network, &pair.a, &pair.b, &runtime()), Ok(found.enclosure.lower));
+    }
+    // A pair within one linear piece reaches what the Jacobian there has.
+    assert!(found.enclosure.lower >= 0.99 * best.lower, "{} {best:?}", found.enclosure.lower);
+    let proxy = norm(&jacobian(&network, |_, _| 1.0));
+    assert!(
+        found.proxy.lower <= proxy * (1.0 + slack) && proxy <= found.proxy.upper * (1.0 + slack),
+        "{:?} {proxy}",
+        found.proxy
+    );
+}
+
+#[test]
+fn tiny_networks_against_all_patterns() {
+    for seed in 0..4 {
+        check_global::<f64>(&[3, 5, 4, 2], seed);
+        check_global::<f32>(&[3, 5, 4, 2], seed);
+        check_global::<f64>(&[4, 3, 3, 3, 2], seed);
+        check_global::<f32>(&[2, 6, 1], seed);
+    }
+}
+
+#[test]
+fn wide_networks_and_other_activations() {
+    for activation in Activation::ALL.iter().copied() {
+        let network = network::<f32>(&[40, 60, 50, 10], activation, true, 5);
+        let samples = uniform::<f32>(30, 40, [-1.0, 1.0], 6);
+        let found = global(&network, samples.as_ref(), &Search::default(), &runtime()).expect("a sound network");
+        assert!(found.enclosure.lower > 0.0 && found.enclosure.lower <= found.enclosure.upper, "{activation} {found:?}");
+        assert!(found.eclipse <= found.product * (1.0 + 1e-6), "{activation} {found:?}");
+        // Two layers of random weights leave something to gain.
+        if activation != Activation::Identity {
+            assert!(found.eclipse < 0.95 * found.product, "{activation} {found:?}");
+        }
+    }
+}
+
+#[test]
+fn degenerate_networks() {
+    let zero = Network::<f32>::new(&[3, 4, 2], Activation::Relu, true).expect("sound widths");
+    let found = global(&zero, Mat::zeros(0, 3).as_ref(), &Search::default(), &runtime()).expect("a sound network");
+    assert_eq!((found.enclosure.lower, found.enclosure.upper), (0.0, 0.0));
+    assert!(local(&zero, Mat::zeros(0, 3).as_ref(), Kinks::Smaller, 0.1, &runtime()).expect("no samples").is_empty());
+    let found = local(&zero, Mat::zeros(1, 3).as_ref(), Kinks::Both, 0.1, &runtime()).expect("one sample");
+    assert_eq!((found[0].lower, found[0].upper), (0.0, 0.0));
+    let wrong = local(&zero, Mat::zeros(1, 4).as_ref(), Kinks::Smaller, 0.1, &runtime());
+    assert_eq!(wrong, Err(Error::Shape { argument: "x", found: (1, 4), expected: (1, 3) }));
+    assert!(matches!(stretch(&zero, &[0.0; 3], &[f64::NAN; 3], &runtime()), Err(Error::NotFinite { argument: "b", .. })));
+    assert_eq!(stretch(&zero, &[0.0; 3], &[1.0; 3], &runtime()), Ok(0.0));
+}
+
+/// Trains for some steps and calls `see` after each.
+fn train<T: Real>(
+    method: Method,
+    tracking: Tracking,
+    runtime: &Runtime,
+    rate: f64,
+    steps: u64,
+    mut see: impl FnMut(&mut Trainer<T>),
+) {
+    let mut network = Network::<T>::new(&[30, 40, 24, 10], Activation::Relu, true).expect("sound widths");
+    network.initialize(Init::LecunNormal, 1);
+    let settings = Settings { norms: Some(tracking), ..Settings::new(method) };
+    let mut trainer = Trainer::new(network, &settings, 20, runtime).expect("sound settings");
+    for i in 0..steps {
+        let (x, y) = (uniform::<T>(20, 30, [0.0, 1.0], i), labels(20, 10, i));
+        trainer.step(x.as_ref(), Targets::Classes(&y), rate).expect("a sound step");
+        see(&mut trainer);
+    }
+}
+
+#[test]
+fn tracked_norms_enclose_certified_ones_along_a_training() {
+    for (rate, tracking) in [(1e-3, Tracking::new()), (1e-5, Tracking { gap: 0.01, starts: 1, ..Tracking::new() })] {
+        let mut products = 0;
+        train::<f32>(Method::DpTranspose { alpha: 0.5, beta: 0.5 }, tracking, &runtime(), rate, 100, |trainer| {
+            let found = trainer.norms().to_vec();
+            assert_eq!(found.len(), 3);
+            for (k, found) in found.iter().enumerate() {
+                let weights = Dense::new(trainer.network().weights(k));
+                let certified = enclose(&weights, &Search::default(), &runtime()).expect("finite weights").enclosure;
+                assert!(found.lower <= certified.upper && certified.lower <= found.upper, "{k} {found:?} {certified:?}");
+                assert!(found.gap() <= tracking.gap, "{k} {found:?}");
+                products += found.products;
+            }
+            // Nothing is computed twice.
+            assert_eq!(trainer.norms(), &found[..]);
+        });
+        // Small steps are followed by drift alone most of the time: two sweeps a call are its least.
+        if rate == 1e-5 {
+            assert!(products < 100 * 3 * 4, "{products}");
+        }
+    }
+}
+
+#[test]
+fn a_tracker_survives_jumps_and_zeros() {
+    let mut work = Workspace::new(&runtime());
+    let mut tracker = Tracker::<f32>::new(12, 9, &Tracking::new()).expect("sound settings");
+    for (i, size) in [1.0, 1.001, 100.0, 0.0, 1e-3, 1.0].into_iter().enumerate() {
+        let matrix = uniform::<f32>(12, 9, [-size, size], 3);
+        let found = tracker.update(matrix.as_ref(), &mut work).expect("the shape it was made for");
+        let exact = norm(&wide(matrix.as_ref()));
+        assert!(found.lower <= exact && exact <= found.upper && found.gap() <= 0.05, "{i} {found:?} {exact}");
+    }
+    assert!(matches!(tracker.update(Mat::zeros(9, 12).as_ref(), &mut work), Err(Error::Shape { .. })));
+    assert!(matches!(Tracker::<f32>::new(2, 2, &Tracking { delta: 0.0, ..Tracking::new() }), Err(Error::Parameter { .. })));
+}
+
+#[test]
+fn the_same_bits_everywhere() {
+    let network = network::<f32>(&[40, 50, 30, 10], Activation::Relu, true, 5);
+    let samples = uniform::<f32>(300, 40, [-1.0, 1.0], 6);
+    let all = |runtime: &Runtime| {
+        let search = Search::default();
+        let mut tracked = vec![];
+        let method = Method::DpDamped { alpha: 0.25, beta: 0.25, damping: Damping::Plain };
+        train::<f32>(method, Tracking::new(), runtime, 1e-3, 5, |trainer| tracked.extend_from_slice(trainer.norms()));
+        (
+            local(&network, samples.as_ref(), Kinks::Smaller, 1e-3, runtime).expect("sound arguments"),
+            local(&network, samples.as_ref(), Kinks::Smaller, 0.1, runtime).expect("sound arguments"),
+            global(&network, samples.as_ref(), &search, runtime).expect("sound arguments"),
+            tracked,
+        )
+    };
+    let expected = all(&runtime());
+    for isa in Isa::available() {
+        for par in [Par::Seq, Par::rayon(2)] {
+            assert!(all(&Runtime::new(isa, par)) == expected, "{isa} {par:?}");
+        }
+    }
+}
