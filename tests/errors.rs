@@ -322,6 +322,30 @@ fn an_epsilon_too_small_for_a_past_gradient_keeps_the_weights_finite() {
 }
 
 #[test]
+fn weights_too_large_to_be_squared_by_coupled_decay_keep_finite() {
+    fn check<T: Real>(weight: f64, optimizer: Optimizer, goes_on: bool) {
+        let mut network = Network::<T>::new(&[1, 1], Activation::Identity, false).expect("sound widths");
+        network.weights_mut(0)[(0, 0)] = T::from_f64(weight);
+        let settings = Settings { optimizer, decay: Decay::Coupled(1.0), ..Settings::new(Method::Backprop) };
+        let mut trainer = Trainer::new(network, &settings, 1, &runtime()).expect("sound settings");
+        let zero = Mat::from_fn(1, 1, |_, _| T::ZERO);
+        for _ in 0..3 {
+            let step = trainer.step(zero.as_ref(), Targets::Values(zero.as_ref()), 0.0);
+            assert_eq!(step.is_ok(), goes_on, "{weight:e}, {optimizer:?}");
+            assert!(finite(&trainer), "{weight:e}, {optimizer:?}");
+        }
+    }
+    let adam = Optimizer::Adam { beta1: 0.5, beta2: 0.0, epsilon: 1e-8 };
+    for optimizer in [adam, Optimizer::MOMENTUM] {
+        check::<f32>(1e30, optimizer, false);
+        check::<f32>(1e15, optimizer, true);
+        check::<f64>(1e300, optimizer, false);
+        check::<f64>(1e120, optimizer, true);
+    }
+    check::<f64>(1e300, Optimizer::Sgd, true);
+}
+
+#[test]
 fn a_decay_too_large_for_the_type_keeps_the_weights_finite() {
     for optimizer in [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM] {
         assert!(step_without_gradient::<f32>(optimizer, Decay::Coupled(1e300), 0.0), "{optimizer:?}");

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{labels, network, runtime, uniform};
-use dualprop::lipschitz::{Dense, Kinks, Search, Tracker, Tracking, enclose, global, local, stretch};
+use dualprop::lipschitz::{Dense, Kinks, Proof, Search, Tracker, Tracking, enclose, global, local, stretch};
 use dualprop::network::{Damping, Init, Method, Network, Settings, Targets, Trainer};
 use dualprop::{Activation, Error, Isa, Mat, MatRef, Par, Real, Runtime, Workspace};
 
@@ -95,6 +95,31 @@ fn local_constants_are_those_of_explicit_jacobians() {
         for widths in [&[20, 12, 9, 4][..], &[5, 12, 9, 4], &[9, 7]] {
             check_local::<f32>(widths, activation, 1e-3);
             check_local::<f32>(widths, activation, 0.1);
+            // Nothing that f32 alone can reach.
+            check_local::<f32>(widths, activation, 1e-6);
+        }
+    }
+}
+
+/// `W_0W_0ᵀ` has no Cholesky factor, or hardly one.
+#[test]
+fn local_constants_of_singular_first_weights() {
+    let mut network = network::<f32>(&[20, 12, 9, 4], Activation::Identity, true, 3);
+    let x = uniform::<f32>(2, 20, [-1.0, 1.0], 4);
+    let mut rows: Vec<Vec<f32>> = (0..12).map(|i| network.weights(0).row(i).iter().copied().collect()).collect();
+    rows[5] = rows[2].clone();
+    for near in [1e-6, 0.0] {
+        rows[7] = rows[2].iter().map(|w| near * w).collect();
+        let mut weights = network.weights_mut(0);
+        for (i, row) in rows.iter().enumerate() {
+            (0..20).for_each(|j| weights[(i, j)] = row[j]);
+        }
+        let exact = norm(&jacobian(&network, |_, _| 1.0));
+        for gap in [1e-3, 1e-7] {
+            for found in local(&network, x.as_ref(), Kinks::Smaller, gap, &runtime()).expect("sound arguments") {
+                assert!(found.lower <= exact + slack(10.0) && exact <= found.upper + slack(10.0), "{found:?} {exact}");
+                assert!(found.gap() <= gap, "{found:?}");
+            }
         }
     }
 }
@@ -233,14 +258,69 @@ fn tracked_norms_enclose_certified_ones_along_a_training() {
 fn a_tracker_survives_jumps_and_zeros() {
     let mut work = Workspace::new(&runtime());
     let mut tracker = Tracker::<f32>::new(12, 9, &Tracking::new()).expect("sound settings");
+    let mut tall = Tracker::<f32>::new(24, 9, &Tracking::new()).expect("sound settings");
     for (i, size) in [1.0, 1.001, 100.0, 0.0, 1e-3, 1.0].into_iter().enumerate() {
-        let matrix = uniform::<f32>(12, 9, [-size, size], 3);
-        let found = tracker.update(matrix.as_ref(), &mut work).expect("the shape it was made for");
-        let exact = norm(&wide(matrix.as_ref()));
-        assert!(found.lower <= exact && exact <= found.upper && found.gap() <= 0.05, "{i} {found:?} {exact}");
+        for (rows, tracker) in [(12, &mut tracker), (24, &mut tall)] {
+            let matrix = uniform::<f32>(rows, 9, [-size, size], 3);
+            let found = tracker.update(matrix.as_ref(), &mut work).expect("the shape it was made for");
+            let exact = norm(&wide(matrix.as_ref()));
+            assert!(found.lower <= exact && exact <= found.upper && found.gap() <= 0.05, "{i} {found:?} {exact}");
+        }
     }
     assert!(matches!(tracker.update(Mat::zeros(9, 12).as_ref(), &mut work), Err(Error::Shape { .. })));
     assert!(matches!(Tracker::<f32>::new(2, 2, &Tracking { delta: 0.0, ..Tracking::new() }), Err(Error::Parameter { .. })));
+}
+
+/// `size·ab̄ᵀ + noise` with unit vectors `a` and `b̄ ∝ b + turn·c`.
+fn spiked(size: f64, turn: f64, noise: f64) -> Mat<f32> {
+    const SHAPE: (usize, usize) = (60, 40);
+    let unit = |n: usize, seed: u64| wide(uniform::<f64>(n, 1, [-1.0, 1.0], seed).as_ref());
+    let (a, b, c, rest) =
+        (unit(SHAPE.0, 1), unit(SHAPE.1, 2), unit(SHAPE.1, 3), uniform::<f64>(SHAPE.0, SHAPE.1, [-1.0, 1.0], 4));
+    let b = Mat::from_fn(SHAPE.1, 1, |j, _| b[(j, 0)] + turn * c[(j, 0)]);
+    let scale = size / (a.norm_l2() * b.norm_l2());
+    Mat::from_fn(SHAPE.0, SHAPE.1, |i, j| (scale * a[(i, 0)] * b[(j, 0)] + noise / norm(&rest) * rest[(i, j)]) as f32)
+}
+
+/// Steps that are much longer together than the gap, along the first singular vector, across it and beside it: as long as nothing beside it can have
+/// become as long, one certificate serves all of them; and what then does is found.
+#[test]
+fn a_certificate_serves_while_the_first_singular_value_is_apart() {
+    let mut work = Workspace::new(&runtime());
+    let mut tracker = Tracker::<f32>::new(60, 40, &Tracking::new()).expect("sound settings");
+    let mut follow = |matrix: Mat<f32>| {
+        let found = tracker.update(matrix.as_ref(), &mut work).expect("the shape it was made for");
+        let exact = norm(&wide(matrix.as_ref()));
+        assert!(found.lower <= exact && exact <= found.upper && found.gap() <= 0.05, "{found:?} {exact}");
+        tracker.certificates()
+    };
+    // The second certificate begins with a vector that is known.
+    follow(spiked(4.0, 0.0, 1.0));
+    let before = follow(spiked(8.0, 0.0, 1.0));
+    for i in 1..=20 {
+        let t = f64::from(i) / 20.0;
+        assert_eq!(follow(spiked(8.0 + 2.0 * t, 0.0, 1.0)), before, "along it, {t}");
+    }
+    for i in 1..=20 {
+        let t = f64::from(i) / 20.0;
+        assert_eq!(follow(spiked(10.0, 0.1 * t, 1.0 - 0.5 * t)), before, "across and beside it, {t}");
+    }
+    assert!(follow(spiked(10.0, 0.1, 30.0)) > before);
+    assert!(follow(spiked(0.1, 0.1, 3.0)) > before);
+}
+
+#[test]
+fn few_rows_are_proven() {
+    let mut work = Workspace::new(&runtime());
+    for (rows, cols) in [(1, 1), (1, 50), (10, 3), (16, 300)] {
+        let mut tracker = Tracker::<f32>::new(rows, cols, &Tracking::new()).expect("sound settings");
+        let matrix = uniform::<f32>(rows, cols, [-1.0, 1.0], 1);
+        let found = tracker.update(matrix.as_ref(), &mut work).expect("the shape it was made for");
+        let exact = norm(&wide(matrix.as_ref()));
+        assert!(!matches!(found.proof, Proof::Probabilistic { .. } | Proof::Drift { .. }), "{found:?}");
+        assert!(found.lower <= exact * (1.0 + 1e-14) && exact <= found.upper && found.gap() <= 0.05, "{found:?} {exact}");
+        assert_eq!(tracker.certificates(), 0);
+    }
 }
 
 #[test]

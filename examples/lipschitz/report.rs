@@ -1,5 +1,7 @@
 //! What is left of a run: the table, JSON, the witness, and the picture of the local constants.
 
+use std::io::{self, Write};
+
 use dualprop::Runtime;
 use dualprop::lipschitz::{Enclosure, Global, Proof, Status};
 use plotters::prelude::*;
@@ -51,8 +53,9 @@ pub(crate) fn write(args: &Args, runtime: &Runtime, answers: &[Answer], constant
         let json = json(runtime, answers, constants, &witness);
         checkpoint::write(path, serde_json::to_string_pretty(&json)?.as_bytes())?;
     }
-    print!("{}", table(answers, constants));
-    println!("\n{} has the witness{}.", args.report.display(), if constants.is_some() { " and the picture" } else { "" });
+    let picture = if constants.is_some_and(|constants| !constants.local.is_empty()) { " and the picture" } else { "" };
+    let footer = format!("\n{} has the witness{picture}.\n", args.report.display());
+    io::stdout().write_all((table(answers, constants) + &footer).as_bytes())?;
     Ok(())
 }
 

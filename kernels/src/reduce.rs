@@ -4,6 +4,7 @@
 //! are scalar code over arrays of 32: the compiler turns them into whatever vectors the instruction set has, and none of its
 //! choices can change a bit.
 
+use crate::gram::widen;
 use crate::isa::{Isa, Kernel};
 use crate::vector::{Real, Vector};
 
@@ -58,15 +59,20 @@ pub fn dot<T: Real>(isa: Isa, x: &[T], y: &[T]) -> f64 {
 
 pub(crate) fn run_dot<T: Real>(isa: Isa, x: &[T], y: &[T]) -> f64 {
     struct Dot<'a, T>(&'a [T], &'a [T]);
-    impl<T: Real> Kernel<T> for Dot<'_, T> {
+    impl<T: Real> Kernel<f64> for Dot<'_, T> {
         type Output = f64;
         #[inline(always)]
-        fn run<S: Vector<T>>(self, _: S) -> f64 {
+        fn run<S: Vector<f64>>(self, simd: S) -> f64 {
             let mut lanes = [0.0; LANES];
             let ((xs, x_rest), (ys, y_rest)) = (self.0.as_chunks::<LANES>(), self.1.as_chunks::<LANES>());
+            let (sums, _) = S::as_vectors_mut(&mut lanes);
             for (x, y) in xs.iter().zip(ys) {
-                for l in 0..LANES {
-                    lanes[l] = x[l].to_f64().mul_add(y[l].to_f64(), lanes[l]);
+                for (k, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: vectors `k` of the two blocks, of which there are as many as of the lanes.
+                    let x = unsafe { widen::<T, S>(simd, x.as_ptr().wrapping_add(k * S::LANES), S::LANES) };
+                    // SAFETY: as above.
+                    let y = unsafe { widen::<T, S>(simd, y.as_ptr().wrapping_add(k * S::LANES), S::LANES) };
+                    *sum = simd.mul_add(x, y, *sum);
                 }
             }
             for (lane, (x, y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
@@ -75,7 +81,41 @@ pub(crate) fn run_dot<T: Real>(isa: Isa, x: &[T], y: &[T]) -> f64 {
             fold(lanes, |a, b| a + b)
         }
     }
-    isa.run::<T, _>(Dot(x, y))
+    isa.run::<f64, _>(Dot(x, y))
+}
+
+/// `Σ (x_i − y_i)²` in the arithmetic of `T`, for vectors that are streamed. Error at most `γ_{n/32+9}` of it in units of `T`, and what
+/// underflows: half of the least subnormal number a term.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn square_distance<T: Real>(isa: Isa, x: &[T], y: &[T]) -> f64 {
+    assert_eq!(x.len(), y.len(), "a distance is between vectors of one length");
+    (T::kernels().square_distance)(isa, x, y)
+}
+
+pub(crate) fn run_square_distance<T: Real>(isa: Isa, x: &[T], y: &[T]) -> f64 {
+    struct SquareDistance<'a, T>(&'a [T], &'a [T]);
+    impl<T: Real> Kernel<T> for SquareDistance<'_, T> {
+        type Output = f64;
+        #[inline(always)]
+        fn run<S: Vector<T>>(self, _: S) -> f64 {
+            let mut lanes = [T::ZERO; LANES];
+            let ((xs, x_rest), (ys, y_rest)) = (self.0.as_chunks::<LANES>(), self.1.as_chunks::<LANES>());
+            for (x, y) in xs.iter().zip(ys) {
+                for l in 0..LANES {
+                    let d = x[l] - y[l];
+                    lanes[l] = d.mul_add(d, lanes[l]);
+                }
+            }
+            for (lane, (&x, &y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+                let d = x - y;
+                *lane = d.mul_add(d, *lane);
+            }
+            fold(lanes.map(Real::to_f64), |a, b| a + b)
+        }
+    }
+    isa.run::<T, _>(SquareDistance(x, y))
 }
 
 /// `max |x_i|`, 0 for an empty vector, infinity if an element is infinite or NaN.

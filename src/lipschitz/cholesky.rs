@@ -12,7 +12,7 @@ use crate::runtime::Runtime;
 
 /// Memory of factorizations.
 pub(crate) struct Cholesky {
-    /// The factor but for its diagonal blocks. Columns behind the last are zero.
+    /// `R` in the upper triangle, something else below it in the diagonal blocks. Columns behind the last are zero.
     factor: RowMajor<f64>,
     bands: Bands<f64>,
     scratch: Scratch<f64>,
@@ -58,10 +58,20 @@ impl Cholesky {
             if !factor(isa, &mut block) {
                 return false;
             }
+            for i in i0..end {
+                for j in i..end {
+                    rows[(i - i0, j)] = block[i - i0][j - i0];
+                }
+            }
             if end < n {
                 solve(isa, par, &block, rows.subcols_mut(end, n.next_multiple_of(COLUMNS) - end));
             }
         }
         true
+    }
+
+    /// Row `i` of `R` from the diagonal on, once a factorization came to its end.
+    pub(crate) fn row(&self, i: usize) -> &[f64] {
+        &self.factor.row(i)[i..self.factor.rows()]
     }
 }

@@ -8,10 +8,11 @@ use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
 use faer::MatRef;
 
+use super::cholesky::Cholesky;
 use super::dense::Dense;
 use super::enclose::enclose;
 use super::enclosure::{Enclosure, Proof, Search, Status};
-use super::rounding::{down, up};
+use super::rounding::{down, gamma, up};
 use super::small::Small;
 use crate::check;
 use crate::error::Error;
@@ -33,6 +34,9 @@ pub enum Kinks {
 /// Samples that share a product.
 const CHUNK: usize = 256;
 
+/// The part of the gap that the proof takes, in `‖J‖²` (half of that in `‖J‖`): the rest is for rounding.
+const PROOF: f64 = 0.125;
+
 /// How near the norms of the factors are known; they weigh rounding errors alone.
 const NEAR: f64 = 0.1;
 
@@ -41,8 +45,7 @@ const NEAR: f64 = 0.1;
 /// The slopes `D` are those of the activations at the drives of a forward pass in `T`: each answer is an enclosure for the real product of the
 /// stored weights and these slopes. `J_i` is multiplied out from its outputs, `n_L` rows for each sample in one product for many samples, and
 /// `J_iJ_iᵀ` (`n_L × n_L`, f64) is enclosed by powers and Cholesky's algorithm ([`Proof::Cholesky`]); the
-/// first product of all is not with `W_0` but with `K = W_0W_0ᵀ` if there are fewer hidden units than inputs, for `‖J‖² = ‖Z K Zᵀ‖` with
-/// `J = Z W_0`.
+/// last factor is not `W_0` but a triangular `C` with `CCᵀ = W_0W_0ᵀ` if there are fewer hidden units than inputs: `‖ZW_0‖ = ‖ZC‖`.
 ///
 /// Rounding is in the bounds. Each element of a product `S = ZW` is one chain of fused multiply-adds: step `p` is off by at most `u` times the
 /// sum it leaves, and by nothing if the slope `d_p` is 0, for then column `p` of `Z` is 0. The sums that are left after step `p` are, together,
@@ -185,14 +188,19 @@ struct Jacobians<U> {
     /// The last weights, whose rows each chain begins with.
     last: RowMajor<U>,
     last_is_zero: bool,
-    /// The other factors from the outputs down. The last may be `K` in place of `W_0`.
+    /// The other factors from the outputs down.
     factors: Vec<Factor<U>>,
-    has_gram: bool,
+    /// Not below `‖CCᵀ − W_0W_0ᵀ‖₂`; 0 if the last factor is `W_0`.
+    moved: f64,
     slopes: Vec<RowMajor<U>>,
     /// `Z` before a product and behind it, a block of samples for each output.
     states: [Vec<RowMajor<U>>; 2],
     /// Bounds for each sample of the error of its rows, in the Frobenius norm.
     errors: Vec<f64>,
+    /// Bounds for each sample of `‖Z‖_F` before the last product.
+    before: Vec<f64>,
+    /// The Jacobian of one sample, or `ZC`.
+    jacobian: RowMajor<f64>,
     small: Small,
 }
 
@@ -200,9 +208,9 @@ struct Jacobians<U> {
 struct Factor<U> {
     panels: Panels<U>,
     cols: usize,
-    /// Not below the 2-norm of the stored matrix.
+    /// Not below the 2-norm, of the weights and of what is stored for them.
     norm: f64,
-    /// Of the stored matrix against the real one, in the 2-norm.
+    /// Of the stored matrix against the one it stands for, in the 2-norm.
     error: f64,
 }
 
@@ -232,13 +240,15 @@ impl<U: Real> Jacobians<U> {
         let rows = slopes.slopes.first().map_or(CHUNK, RowMajor::rows);
         let search = Search { gap: NEAR, ..Search::default() };
         let mut factors = Vec::new();
-        let has_gram = layers > 1 && widths[1] < widths[0];
+        let mut moved = 0.0;
         for k in (0..layers - 1).rev() {
             let mut weights = converted(network.weights(k));
             let (mut norm, mut error) = (enclose(&Dense::<U>::new(weights.view()), &search, runtime)?.enclosure.upper, 0.0);
-            if k == 0 && has_gram {
-                (weights, error) = gram(network.weights(0), runtime);
-                norm = up(norm * norm + error, 2);
+            if k == 0
+                && let Some(root) = Root::new(network.weights(0), runtime)
+            {
+                (weights, error, moved) = (root.factor, root.error, root.moved);
+                norm = up(up(norm * norm + moved, 2).sqrt() + error, 2);
             }
             let mut panels = Panels::new();
             panels.pack(runtime.isa(), weights.view());
@@ -253,10 +263,12 @@ impl<U: Real> Jacobians<U> {
             last_is_zero: (0..n_out).all(|o| last.row(o).iter().all(|&w| w == U::ZERO)),
             last,
             factors,
-            has_gram,
+            moved,
             slopes: slopes.slopes.iter().map(|s| RowMajor::zeros(s.rows(), s.cols())).collect(),
             states: [state(), state()],
             errors: vec![0.0; rows],
+            before: vec![0.0; rows],
+            jacobian: RowMajor::zeros(n_out, widest),
             small: Small::new(n_out),
         })
     }
@@ -284,10 +296,11 @@ impl<U: Real> Jacobians<U> {
             }
         }
         // Not below `‖Z‖_F` of a sample; 0 for nothing but zeros.
-        let size = |states: &[RowMajor<U>], i: usize, width: usize| {
-            let norm = |state: &RowMajor<U>| reduce::norm(isa, &state.row(i)[..width]);
-            let most = states.iter().map(norm).fold(0.0, f64::max);
-            let relative: f64 = states.iter().map(|state| (norm(state) / most).powi(2)).sum();
+        let mut norms = vec![0.0; n_out];
+        let mut size = |states: &[RowMajor<U>], i: usize, width: usize| {
+            norms.iter_mut().zip(states).for_each(|(norm, state)| *norm = reduce::norm(isa, &state.row(i)[..width]));
+            let most = norms.iter().copied().fold(0.0, f64::max);
+            let relative: f64 = norms.iter().map(|norm| (norm / most).powi(2)).sum();
             if most == 0.0 { 0.0 } else { up(most * relative.sqrt(), width + 4 * n_out + 8) }
         };
         let active = |slopes: &RowMajor<U>, i: usize| slopes.row(i).iter().filter(|&&d| d != U::ZERO).count();
@@ -308,44 +321,41 @@ impl<U: Real> Jacobians<U> {
                 };
                 self.work.packed(&factor.panels, from.view().submatrix(0, 0, rows, width), epilogue);
             }
-            if is_last && self.has_gram {
-                break;
-            }
             for i in 0..rows {
                 let (size, k) = (size(from, i, width), active(&self.slopes[hidden], i) + 1);
-                let fresh = if size == 0.0 { 0.0 } else { rounding::<U>(k, factor.norm * size, n_out * factor.cols) };
                 let slope = slopes.map_or(1.0, |slopes| reduce::max_abs(isa, slopes.row(i)));
-                // What the slope itself loses to underflow is as much as a step of the chain if it is not above 1.
-                self.errors[i] = at_most(slope * self.errors[i] * factor.norm + slope.max(1.0) * fresh, 6);
+                // What a slope below 1 loses to underflow is not more than a step of the chain.
+                let fresh = slope.max(1.0) * rounding::<U>(k, factor.norm * size, n_out * factor.cols);
+                let fresh = if size == 0.0 || slope == 0.0 { 0.0 } else { fresh + slope * factor.error * size };
+                self.errors[i] = at_most(slope * self.errors[i] * factor.norm + fresh, 8);
+                self.before[i] = size;
             }
             self.states.swap(0, 1);
             width = factor.cols;
         }
         for (i, &sample) in samples.iter().enumerate() {
-            let row = |side: usize, o: usize| &self.states[side][o].row(i)[..width];
-            let other = usize::from(self.has_gram);
-            // `J Jᵀ = Z K Zᵀ` with `Z` in one state and `Z K` in the other.
+            for (o, state) in self.states[0].iter().enumerate() {
+                self.jacobian.row_mut(o).iter_mut().zip(&state.row(i)[..width]).for_each(|(wide, x)| *wide = x.to_f64());
+            }
+            let row = |o: usize| &self.jacobian.row(o)[..width];
             for o in 0..n_out {
                 for p in o..n_out {
-                    self.small.set(o, p, reduce::dot(isa, row(other, o), row(0, p)));
+                    self.small.set(o, p, reduce::dot(isa, row(o), row(p)));
                 }
             }
-            let left = size(&self.states[0], i, width);
-            let right = if self.has_gram { size(&self.states[1], i, width) } else { left };
-            let mut error = rounding::<f64>(width + 2, left * right, n_out * n_out);
-            let mut lost = self.errors[i];
-            if let (true, Some(factor)) = (self.has_gram, self.factors.last()) {
-                // Of the product with `K`, and of `K` itself; the error of `Z` passes through `W_0`.
-                let fresh = rounding::<U>(active(&self.slopes[0], i) + 1, factor.norm * left, n_out * width);
-                error += left * (fresh + factor.error * left);
-                lost = at_most(lost * up(factor.norm + factor.error, 1).sqrt(), 2);
-            }
-            // Half of the matrix is a copy of the other half: a factor of √2.
-            let error = if left == 0.0 { 0.0 } else { up(1.5 * error, 8) };
-            let square = self.small.enclose(error, gap);
-            let (lower, upper) = (down(down(square.lower.sqrt(), 2) - lost, 1), at_most(square.upper.sqrt() + lost, 3));
+            let (size, lost) = (size(&self.states[0], i, width), self.errors[i]);
+            let dots = if size == 0.0 { 0.0 } else { rounding::<f64>(width + 2, size * size, n_out * n_out) };
+            let square = self.small.enclose(dots, gap * PROOF);
+            // `‖ZW_0‖² − ‖ZC‖²`. Rounding comes off `‖ZC‖` first: the other way round would claim too much.
+            let moved = at_most(self.moved * self.before[i] * self.before[i], 3);
+            let lower = down(down(down(square.lower.sqrt(), 2) - lost, 1).powi(2) - moved, 3).sqrt().next_down().max(0.0);
+            let upper = at_most(at_most(square.upper + moved, 1).sqrt() + lost, 3);
             let (proof, status) = (if upper == 0.0 { Proof::Zero } else { square.proof }, Status::GapReached);
             let mut enclosure = Enclosure { lower, upper, proof, status, products: n_out as u32 };
+            if upper.is_nan() {
+                // Beyond the range of numbers.
+                (enclosure.upper, enclosure.proof) = (f64::INFINITY, Proof::None);
+            }
             if enclosure.gap().is_nan() || enclosure.gap() > gap {
                 enclosure.status = Status::Budget;
             }
@@ -354,16 +364,44 @@ impl<U: Real> Jacobians<U> {
     }
 }
 
-/// `K = WWᵀ` by products in f64, rounded to `U`, and how far it is off in the 2-norm at most.
-fn gram<T: Real, U: Real>(weights: MatRef<'_, T>, runtime: &Runtime) -> (RowMajor<U>, f64) {
-    let (n, depth) = (weights.nrows(), weights.ncols());
-    let weights = converted::<T, f64>(weights);
-    let mut exact = RowMajor::<f64>::zeros(n, n);
-    let store = Epilogue::Store { out: Output::new(exact.view_mut()), scale: 1.0 };
-    Workspace::new(runtime).outer(weights.view().transpose(), weights.view().transpose(), store);
-    // Sums of products: `‖ |W||W|ᵀ ‖_F ≤ ‖W‖_F² = tr K`. Then one rounding of each element.
-    let trace = up((0..n).map(|i| exact.row(i)[i]).sum(), n + depth + 2);
-    let squares: f64 = (0..n).map(|i| reduce::norm(runtime.isa(), exact.row(i)).powi(2)).sum();
-    let error = rounding::<f64>(depth, trace, n * n) + rounding::<U>(1, up(squares.sqrt(), 2 * n + 12), n * n);
-    (converted(exact.view()), up(error, 1))
+/// A lower triangular `C` with `CCᵀ = WWᵀ`, by Cholesky's algorithm in f64.
+struct Root<U> {
+    /// `C`, rounded to `U`.
+    factor: RowMajor<U>,
+    /// Of that against `C`, in the 2-norm.
+    error: f64,
+    /// Not below `‖CCᵀ − WWᵀ‖₂`.
+    moved: f64,
+}
+
+impl<U: Real> Root<U> {
+    /// `None` if it would have no fewer columns than `W`, or if `WWᵀ` is too near to a singular matrix. Takes `n²·inputs + n³/3` flops.
+    fn new<T: Real>(weights: MatRef<'_, T>, runtime: &Runtime) -> Option<Self> {
+        let (n, depth) = (weights.nrows(), weights.ncols());
+        if n >= depth {
+            return None;
+        }
+        let weights = converted::<T, f64>(weights);
+        // `−WWᵀ`, for it is `τI − G` that is factored.
+        let mut gram = RowMajor::<f64>::zeros(n, n);
+        let store = Epilogue::Store { out: Output::new(gram.view_mut()), scale: -1.0 };
+        Workspace::new(runtime).outer(weights.view().transpose(), weights.view().transpose(), store);
+        let mut cholesky = Cholesky::new(n);
+        if !cholesky.runs_to_its_end(0.0, &gram, runtime) {
+            return None;
+        }
+        let (mut factor, mut square) = (RowMajor::<U>::zeros(n, n), 0.0);
+        for p in 0..n {
+            for (i, &r) in (p..n).zip(cholesky.row(p)) {
+                factor.row_mut(i)[p] = U::from_f64(r);
+                square += r * r;
+            }
+        }
+        let error = rounding::<U>(1, up(up(square, n * n).sqrt(), 1), n * n);
+        // Of the products `‖ |W||W|ᵀ ‖_F ≤ ‖W‖_F² = tr WWᵀ`, and of the factorization `φ tr` (see `certificate.rs`).
+        let trace = up((0..n).map(|i| -gram.row(i)[i]).sum(), n + depth + 2);
+        let vanished = (n * n) as f64 * f64::MIN_POSITIVE * (1.0 + trace);
+        let moved = up(rounding::<f64>(depth, trace, n * n) + gamma(n + 2) * trace + vanished, 4);
+        Some(Self { factor, error, moved })
+    }
 }

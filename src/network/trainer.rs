@@ -562,12 +562,23 @@ impl<T: Real> Trainer<T> {
         let isa = self.runtime.isa();
         let max_abs = |states: &RowMajor<T>| (0..states.rows()).map(|r| reduce::max_abs(isa, states.row(r))).fold(0.0, f64::max);
         let batch = self.ones.len() as f64;
+        // Coupled decay is part of the gradient, which moments add up and square.
+        let decay = match self.settings.decay {
+            Decay::Coupled(lambda) if self.settings.optimizer.moments() > 0 => lambda,
+            _ => 0.0,
+        };
         let mut below = max_abs(&self.units[0].mean);
         for k in 1..=self.network.layers() {
             let (mean, diff) = (max_abs(&self.units[k].mean), max_abs(&self.units[k].diff));
             let sum = batch * diff * below.max(1.0);
+            let mut pull = 0.0;
+            if decay > 0.0 {
+                let bias = self.network.bias(k - 1).map_or(0.0, |bias| reduce::max_abs(isa, bias));
+                pull = decay * max_abs(&self.network.weights[k - 1]).max(bias);
+            }
             let (largest_sum, largest_gradient) = largest::<T>();
-            if !(mean.is_finite() && sum <= largest_sum && self.scale(k - 1).abs() * sum <= largest_gradient) {
+            let gradient = self.scale(k - 1).abs() * sum + pull;
+            if !(mean.is_finite() && sum <= largest_sum && gradient <= largest_gradient) {
                 return Err(Error::Diverged { layer: k, step: self.steps });
             }
             below = mean;
