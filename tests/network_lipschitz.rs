@@ -278,8 +278,8 @@ fn spiked(size: f64, turn: f64, noise: f64) -> Mat<f32> {
     let (a, b, c, rest) =
         (unit(SHAPE.0, 1), unit(SHAPE.1, 2), unit(SHAPE.1, 3), uniform::<f64>(SHAPE.0, SHAPE.1, [-1.0, 1.0], 4));
     let b = Mat::from_fn(SHAPE.1, 1, |j, _| b[(j, 0)] + turn * c[(j, 0)]);
-    let scale = size / (a.norm_l2() * b.norm_l2());
-    Mat::from_fn(SHAPE.0, SHAPE.1, |i, j| (scale * a[(i, 0)] * b[(j, 0)] + noise / norm(&rest) * rest[(i, j)]) as f32)
+    let (size, noise) = (size / (a.norm_l2() * b.norm_l2()), noise / norm(&rest));
+    Mat::from_fn(SHAPE.0, SHAPE.1, |i, j| (size * a[(i, 0)] * b[(j, 0)] + noise * rest[(i, j)]) as f32)
 }
 
 /// Steps that are much longer together than the gap, along the first singular vector, across it and beside it: as long as nothing beside it can have

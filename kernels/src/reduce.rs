@@ -1,8 +1,8 @@
 //! Reductions along a vector, in f64, in an order that depends on nothing but the length.
 //!
-//! Term `i` belongs to virtual lane `i mod 32`; each lane is one chain in ascending `i`, and the lanes are added up by halves. The loops
-//! are scalar code over arrays of 32: the compiler turns them into whatever vectors the instruction set has, and none of its
-//! choices can change a bit.
+//! Term `i` belongs to virtual lane `i mod 32`; each lane is one chain in ascending `i`, and the lanes are added up by halves. Most
+//! loops are scalar code over arrays of 32: the compiler turns them into whatever vectors the instruction set has, and none of its
+//! choices can change a bit. (It widens f32 one by one there, so that the dot product has its vectors spelt out.)
 
 use crate::gram::widen;
 use crate::isa::{Isa, Kernel};

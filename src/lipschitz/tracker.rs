@@ -3,6 +3,7 @@
 use dualprop_kernels::gram::PARTS;
 use dualprop_kernels::reduce;
 use dualprop_kernels::vector::Real;
+use faer::prelude::ReborrowMut;
 use faer::{MatMut, MatRef};
 
 use super::dense::Dense;
@@ -140,7 +141,7 @@ impl<T: Real> Tracker<T> {
             polish: Lanczos::new(n, POLISH, 1).reserved(),
             small: is_small.then(|| Small::new(rows)),
             reference: RowMajor::zeros(m, n),
-            frobenius: f64::INFINITY,
+            frobenius: 0.0,
             certified: f64::INFINITY,
             is_split: false,
             from_step: 0,
@@ -228,17 +229,20 @@ impl<T: Real> Tracker<T> {
         }
     }
 
-    /// `‖W − W_κ‖_F` (0 before the first certificate) and `‖W‖_F`, rounded up.
+    /// `‖W − W_κ‖_F` (infinity before the first certificate) and `‖W‖_F`, rounded up.
     fn distances(&self, matrix: MatRef<'_, T>, work: &Workspace<T>) -> (f64, f64) {
         let (isa, m, n) = (work.runtime().isa(), matrix.nrows(), matrix.ncols());
-        if !self.certified.is_finite() {
-            let square: f64 = (0..m).map(|i| reduce::dot(isa, row(matrix, i), row(matrix, i))).sum();
-            return (0.0, up(square.sqrt(), m + n + 8));
+        let mut moved = f64::INFINITY;
+        if self.certified.is_finite() {
+            let square: f64 = (0..m).map(|i| reduce::square_distance(isa, row(matrix, i), self.reference.row(i))).sum();
+            let square = square / (1.0 - (n / 32 + 10) as f64 * T::UNIT_ROUNDOFF) + (m * n) as f64 * T::TINY;
+            moved = up(square.sqrt(), m + 4);
         }
-        let square: f64 = (0..m).map(|i| reduce::square_distance(isa, row(matrix, i), self.reference.row(i))).sum();
-        let square = square / (1.0 - (n / 32 + 10) as f64 * T::UNIT_ROUNDOFF) + (m * n) as f64 * T::TINY;
-        let moved = up(square.sqrt(), m + 4);
-        (moved, up(self.frobenius + moved, 1))
+        // The sum says little of a matrix that has shrunk; so it is for NaN.
+        if moved <= 0.5 * self.frobenius {
+            return (moved, up(self.frobenius + moved, 1));
+        }
+        (moved, frobenius(matrix, work))
     }
 
     /// One sweep at `u`; `image ← WᵀWu`.
@@ -281,7 +285,7 @@ impl<T: Real> Tracker<T> {
     fn certify(&mut self, dense: &Dense<'_, T>, found: &mut Enclosure, (moved, frobenius): (f64, f64), work: &mut Workspace<T>) {
         let matrix = dense.matrix();
         // How far a call goes.
-        let pace = if self.certified.is_finite() { moved / (self.step - self.from_step) as f64 } else { f64::INFINITY };
+        let pace = moved / (self.step - self.from_step) as f64;
         let (m, n) = (matrix.nrows(), matrix.ncols());
         // Room for `Beside`, so that no later call has to make it.
         work.spare[2].resize(self.tracking.starts * n, T::ZERO);
@@ -328,14 +332,15 @@ impl<T: Real> Tracker<T> {
                 break;
             }
         }
-        let mut square = 0.0;
-        for i in 0..m {
-            let row = row(matrix, i);
-            self.reference.row_mut(i).copy_from_slice(row);
-            square += reduce::dot(work.runtime().isa(), row, row);
-        }
-        self.frobenius = up(square.sqrt(), m + n + 8);
+        (0..m).for_each(|i| self.reference.row_mut(i).copy_from_slice(row(matrix, i)));
+        self.frobenius = self::frobenius(matrix, work);
     }
+}
+
+/// `‖W‖_F`, rounded up.
+fn frobenius<T: Real>(matrix: MatRef<'_, T>, work: &Workspace<T>) -> f64 {
+    let square: f64 = (0..matrix.nrows()).map(|i| reduce::dot(work.runtime().isa(), row(matrix, i), row(matrix, i))).sum();
+    up(square.sqrt(), matrix.nrows() + matrix.ncols() + 8)
 }
 
 /// `W(I − uuᵀ)`.
@@ -350,6 +355,26 @@ impl<T: Real> Beside<'_, T> {
         let factor = T::from_f64(reduce::dot(isa, x, self.u) / reduce::dot(isa, self.u, self.u));
         x.iter_mut().zip(self.u).for_each(|(x, &u)| *x = *x - factor * u);
     }
+
+    fn project_rows(&self, mut x: MatMut<'_, T>, work: &Workspace<T>) {
+        for i in 0..x.nrows() {
+            let row = x.rb_mut().row_mut(i).try_as_row_major_mut().expect("the rows of Lanczos are contiguous");
+            self.project(row.as_slice_mut(), work);
+        }
+    }
+
+    /// Hands the projected rows of `x` on.
+    fn with_projected(&self, x: MatRef<'_, T>, work: &mut Workspace<T>, next: impl FnOnce(MatRef<'_, T>, &mut Workspace<T>)) {
+        let (p, n) = x.shape();
+        let mut copy = core::mem::take(&mut work.spare[2]);
+        copy.resize(p * n, T::ZERO);
+        for (i, copy) in copy.chunks_exact_mut(n).enumerate() {
+            copy.copy_from_slice(row(x, i));
+            self.project(copy, work);
+        }
+        next(MatRef::from_row_major_slice(&copy, p, n), work);
+        work.spare[2] = copy;
+    }
 }
 
 impl<T: Real> Operator<T> for Beside<'_, T> {
@@ -358,33 +383,17 @@ impl<T: Real> Operator<T> for Beside<'_, T> {
     }
 
     fn apply(&self, x: MatRef<'_, T>, y: MatMut<'_, T>, work: &mut Workspace<T>) {
-        let (p, n) = x.shape();
-        let mut copy = core::mem::take(&mut work.spare[2]);
-        copy.clear();
-        for i in 0..p {
-            copy.extend(x.row(i).iter());
-            self.project(&mut copy[i * n..], work);
-        }
-        self.dense.apply(MatRef::from_row_major_slice(&copy, p, n), y, work);
-        work.spare[2] = copy;
+        self.with_projected(x, work, |x, work| self.dense.apply(x, y, work));
     }
 
     fn apply_transposed(&self, y: MatRef<'_, T>, mut x: MatMut<'_, T>, work: &mut Workspace<T>) {
-        self.dense.apply_transposed(y, x.as_mut(), work);
-        x.row_iter_mut().for_each(|row| self.project(row.try_as_row_major_mut().expect("contiguous").as_slice_mut(), work));
+        self.dense.apply_transposed(y, x.rb_mut(), work);
+        self.project_rows(x, work);
     }
 
     fn gram(&self, x: MatRef<'_, T>, mut y: MatMut<'_, T>, squares: &mut [f64], work: &mut Workspace<T>) {
-        let (p, n) = x.shape();
-        let mut copy = core::mem::take(&mut work.spare[2]);
-        copy.clear();
-        for i in 0..p {
-            copy.extend(x.row(i).iter());
-            self.project(&mut copy[i * n..], work);
-        }
-        self.dense.gram(MatRef::from_row_major_slice(&copy, p, n), y.as_mut(), squares, work);
-        work.spare[2] = copy;
-        y.row_iter_mut().for_each(|row| self.project(row.try_as_row_major_mut().expect("contiguous").as_slice_mut(), work));
+        self.with_projected(x, work, |x, work| self.dense.gram(x, y.rb_mut(), squares, work));
+        self.project_rows(y, work);
     }
 }
 
