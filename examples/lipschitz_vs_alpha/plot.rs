@@ -5,7 +5,7 @@ use plotters::prelude::*;
 use crate::data::Result;
 use crate::{SHOWN, Series};
 
-const WIDTH: u32 = 1200;
+const WIDTH: u32 = 1600;
 const HEIGHT: u32 = 340;
 const COLOUR: RGBColor = RGBColor(0, 114, 178);
 

@@ -253,9 +253,12 @@ impl<T: Real> Tracker<T> {
         let (length, image) = (reduce::norm(isa, &self.along), reduce::norm(isa, &self.image));
         let t = square[0].sqrt();
         // Sums of a product `t` of a row have at most `n/8 + 8` roundings, sums over rows `m + 16`; these are bounds for the whole vectors.
-        let unit = T::UNIT_ROUNDOFF;
-        let (t_error, image_error) =
-            (unit * (n / 8 + 9) as f64 * frobenius * length, unit * (m + PARTS + 1) as f64 * frobenius * t);
+        let gamma_of = |k: usize| {
+            let ku = k as f64 * T::UNIT_ROUNDOFF;
+            if ku < 0.5 { up(ku / (1.0 - ku), 2) } else { f64::INFINITY }
+        };
+        let t_error = up(gamma_of(n / 8 + 8) * frobenius * length, n + 12);
+        let image_error = up(gamma_of(m + PARTS) * frobenius * t, m + 4);
         // `‖Wᵀt‖/‖t‖` and `‖Wu‖`.
         let lower = (down(image - image_error, n + 8) / up(t, m)).max(down(t - t_error, m) / up(length, n + 8));
         let inside = reduce::dot(isa, &self.image, &self.along) / length;
@@ -290,6 +293,7 @@ impl<T: Real> Tracker<T> {
         // Room for `Beside`, so that no later call has to make it.
         work.spare[2].resize(self.tracking.starts * n, T::ZERO);
         let gap = self.tracking.gap;
+        self.certified = f64::INFINITY;
         self.polish(dense, work);
         let mut split = self.split(matrix, frobenius, work);
         found.products += 1 + self.polish.steps() as u32;
