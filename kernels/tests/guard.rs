@@ -4,7 +4,8 @@
 //! * An access outside an operand that lies flush dies of SIGSEGV; the handler prints the case that ran.
 //! * Lines are either together, with padding of poison that is checked to the bit afterwards, or each on a page of its own between
 //!   protected pages: then even a read of padding is noticed.
-//! * Buffers of the kernels (packed operands, unfinished sums) come from [`Guarding`], which ends them at a protected page.
+//! * Buffers of the kernels (packed operands, unfinished sums) come from [`Guarding`], which ends them at a protected page; so do, on demand
+//!   ([`fenced`]), the vectors of a sparse matrix.
 //! * The numbers are small integers, so that results are exact: each element of each output is compared with its value, which also
 //!   proves that what is overwritten was not read (it was a signalling NaN) and that inputs stay as they were.
 //!
@@ -14,9 +15,10 @@
 mod common;
 
 use common::{Scalar, assert_panics, same, tests_of_both_types};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::fmt::{self, Write as _};
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
@@ -27,6 +29,7 @@ use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
 use dualprop_kernels::scan::scan;
+use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_reference::generate::SplitMix64;
 use faer::{MatMut, MatRef, Par};
@@ -37,7 +40,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::Instant;
 
-tests_of_both_types!(products, deep_products, sweeps, vector_kernels);
+tests_of_both_types!(products, deep_products, sweeps, sparse_sweeps, vector_kernels);
 
 /// A multiple of the size of a page: 4 KiB on x86-64, at most 64 KiB elsewhere.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
@@ -80,13 +83,31 @@ impl Guarding {
     fn pages(layout: Layout) -> usize {
         layout.size().div_ceil(PAGE)
     }
+
+    /// Whether such a buffer belongs at the end of a page: those of the kernels, and everything within [`fenced`].
+    fn is_guarded(layout: Layout) -> bool {
+        layout.size().is_multiple_of(layout.align()) && (layout.align() == LINE || FENCED.get())
+    }
+}
+
+thread_local! {
+    /// Whether all memory of this thread comes with protected pages.
+    static FENCED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `make` makes, with every vector in it ending at a protected page. It is never freed.
+fn fenced<R>(make: impl FnOnce() -> R) -> ManuallyDrop<R> {
+    FENCED.set(true);
+    let made = make();
+    FENCED.set(false);
+    ManuallyDrop::new(made)
 }
 
 // SAFETY: a buffer is `layout.size()` bytes at the end of a stretch of enough pages that belongs to it until it is freed; its size is a
 // multiple of its alignment, which is checked, so that it is aligned as the end of a page is. Everything else is the system's.
 unsafe impl GlobalAlloc for Guarding {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.align() != LINE || !layout.size().is_multiple_of(LINE) {
+        if !Self::is_guarded(layout) {
             // SAFETY: passed on.
             return unsafe { System.alloc(layout) };
         }
@@ -100,8 +121,8 @@ unsafe impl GlobalAlloc for Guarding {
     }
 
     unsafe fn dealloc(&self, buffer: *mut u8, layout: Layout) {
-        if layout.align() != LINE || !layout.size().is_multiple_of(LINE) {
-            // SAFETY: passed on; `alloc` took the same branch for this layout.
+        if !Self::is_guarded(layout) {
+            // SAFETY: passed on; `alloc` took the same branch for this layout: what is made within `fenced` is freed there or not at all.
             return unsafe { System.dealloc(buffer, layout) };
         }
         // The buffer begins on the first page of its stretch. One that finds no place here is never used again.
@@ -716,6 +737,66 @@ fn sweeps<T: Scalar>() {
                     assert_eq!(square, (0..m).map(|r| (0..n).map(|j| left(r, j).powi(2)).sum::<f64>()).sum(), "{}", case());
                     a.check("matrix", |i, j| Some(left(i, j)));
                 }
+            }
+        }
+    }
+}
+
+/// Products with sparse matrices whose vectors end at protected pages, for blocks of every kind and lines of every tail.
+fn sparse_sweeps<T: Scalar>() {
+    let [mut x_slot, mut y_slot, mut above_slot] = core::array::from_fn(|_| Slot::<T>::new());
+    let [mut wide_slot, mut image_slot, mut size_slot] = core::array::from_fn(|_| Slot::<f64>::new());
+    let mut random = SplitMix64::new(7);
+    for isa in Isa::available() {
+        for (m, n) in [(0, 3), (1, 1), (2, 17), (5, 33), (9, 8), (17, 40), (33, 5)] {
+            for every in [1, 2, 3] {
+                // Row `i` has a tail of its own.
+                let element = |i: usize, j: usize| if (i + j).is_multiple_of(every) { left(i, j) } else { 0.0 };
+                let columns = |i: usize| (0..n).filter(move |j| (i + j).is_multiple_of(every));
+                let indices: Vec<_> = (0..m).flat_map(columns).collect();
+                let starts: Vec<_> = (0..=m).map(|i| (0..i).map(|i| columns(i).count()).sum::<usize>()).collect();
+                let values: Vec<_> = (0..m).flat_map(|i| columns(i).map(move |j| T::from_f64(left(i, j)))).collect();
+                let make = || Matrix::new(Pattern::new(m, n, &starts, &indices).expect("a sound pattern"), values.to_vec());
+                let mut a = fenced(make);
+                for (number, p) in [1, 3, 4, 8, 11, 16, 17].into_iter().cycle().take(14).enumerate() {
+                    let place = Place::any([Flush::Beginning, Flush::End][number / 7], &mut random);
+                    announce(format_args!("{} sparse {m} x {n}, 1 of {every}, with {p} on {isa}, {place:?}", T::NAME));
+                    let (mut x, mut y) = (x_slot.put(p, n, place), y_slot.put(p, n, place));
+                    x.fill(|i, j| T::from_f64(right(i, j)));
+                    let mut squares = [0.0; 17];
+                    sparse::gram(isa, Par::Seq, &a, x.view(), y.view_mut(), &mut squares[..p], &mut Scratch::new());
+                    let product = |i: usize, r: usize| (0..n).map(|j| element(r, j) * right(i, j)).sum::<f64>();
+                    y.check("y", |i, j| Some((0..m).map(|r| element(r, j) * product(i, r)).sum()));
+                    x.check("x", |i, j| Some(right(i, j)));
+
+                    let mut image = above_slot.put(p, m, place);
+                    sparse::apply(isa, Par::Seq, a.rows(), x.view(), image.view_mut(), &mut Scratch::new());
+                    image.check("image", |i, r| Some(product(i, r)));
+                    let mut out = above_slot.put(p, m, place);
+                    let store = Epilogue::Store { out: Output::new(out.view_mut()), scale: T::ONE };
+                    sparse::product(isa, Par::Seq, a.rows(), x.view(), store, &mut Scratch::new());
+                    out.check("product", |i, r| Some(product(i, r)));
+
+                    let mut above = above_slot.put(p, m, place);
+                    above.fill(|i, r| T::from_f64(left(r, i)));
+                    let update =
+                        Update { optimizer: Optimizer::Sgd, decay: Decay::None, learning_rate: 1.0, step: 1, scale: -1.0 };
+                    sparse::update(isa, Par::Seq, &mut a, &mut [], above.view(), x.view(), update, &mut Scratch::new());
+                    let moved = |r: usize, j: usize| left(r, j) + (0..p).map(|b| left(r, b) * right(b, j)).sum::<f64>();
+                    let wanted: Vec<_> = (0..m).flat_map(|r| columns(r).map(move |j| T::from_f64(moved(r, j)))).collect();
+                    assert!(a.rows().values() == wanted, "{}", case());
+                    a.edit(|now| now.copy_from_slice(&values));
+                }
+                let flush = Flush::End;
+                announce(format_args!("{} sums of sparse {m} x {n}, 1 of {every}, on {isa}", T::NAME));
+                let numbers: Vec<_> = (0..n).map(|j| right(0, j)).collect();
+                let wide = wide_slot.put_vector(&numbers, flush, 0);
+                let [mut image, mut sizes] = [&mut image_slot, &mut size_slot].map(|slot| slot.put(1, m, Place::plain(flush)));
+                sparse::wide(isa, a.rows(), wide.vector(), image.vector_mut(), sizes.vector_mut());
+                image.check("image", |_, r| Some((0..n).map(|j| element(r, j) * numbers[j]).sum()));
+                sizes.check("sizes", |_, r| Some((0..n).map(|j| (element(r, j) * numbers[j]).abs()).sum()));
+                let square = (0..m).flat_map(|r| (0..n).map(move |j| element(r, j).powi(2))).sum::<f64>();
+                assert_eq!(sparse::scan(a.rows(), 1.0).square, square, "{}", case());
             }
         }
     }
