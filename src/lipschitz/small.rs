@@ -64,7 +64,9 @@ impl Small {
             let quotient = (0..n).map(|i| v[i] * image(i)).sum::<f64>() / length;
             // `|vᵀSv|` is off by `γ_{2n} |v|ᵀ|S||v|`, and the length by `γ_n`.
             lower = lower.max(down(quotient - gamma(4 * n + 8) * frobenius, 2));
-            let tau = lower * (1.0 + gap);
+            // Nearer than this, rounding decides.
+            let least = 4.0 * (gamma(4 * n + 8) * frobenius + gamma(n + 3) * (n as f64 * lower + 2.0 * trace));
+            let tau = (lower * (1.0 + gap)).max(lower + least);
             if tau > 0.0 && self.factors(tau) {
                 // `‖ΔB‖₂ ≤ φ tr B` (see `certificate.rs`), and one rounding on the diagonal.
                 let rounding = gamma(n + 3) * (n as f64 * tau + 2.0 * trace);
