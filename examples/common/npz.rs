@@ -32,7 +32,7 @@ impl Archive {
         let array = self.array(key)?;
         let [rows, ref row @ ..] = array.shape[..] else { return Err(array.wrong_shape("(N, …)")) };
         if row.is_empty() || array.shape.contains(&0) {
-            return Err(array.wrong_shape("(N, …), without zeros"));
+            return Err(array.wrong_shape("(N, …), each at least one"));
         }
         let width: usize = row.iter().product();
         let unit = if array.is_bytes() { 255.0 } else { 1.0 };
@@ -57,7 +57,7 @@ impl Archive {
     /// An integer array of shape (N).
     pub(super) fn labels(&mut self, key: &str) -> Result<Labels> {
         let array = self.array(key)?;
-        let &[rows @ 1..=usize::MAX] = &array.shape[..] else { return Err(array.wrong_shape("(N), without zeros")) };
+        let &[rows @ 1..=usize::MAX] = &array.shape[..] else { return Err(array.wrong_shape("(N), at least one")) };
         let labels = (0..rows).map(|i| array.integer(i)).collect::<Result<Vec<_>>>()?;
         super::labels(array.source.clone(), labels.into_iter())
     }
