@@ -16,7 +16,7 @@ use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
-use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
@@ -524,6 +524,7 @@ fn vector_kernels<T: Scalar>() -> Vec<(String, VectorKernel<T>)> {
     let mut all: Vec<(String, VectorKernel<T>)> = vec![
         ("sum".into(), Box::new(|isa, x, _, _| sum(isa, x))),
         ("dot".into(), Box::new(|isa, x, y, _| dot(isa, x, y))),
+        ("square-distance".into(), Box::new(|isa, x, y, _| square_distance(isa, x, y))),
         ("max-abs".into(), Box::new(|isa, x, _, _| max_abs(isa, x))),
         ("norm".into(), Box::new(|isa, x, _, _| norm(isa, x))),
         ("arg-max".into(), Box::new(|_, x, _, _| arg_max(x).map_or(-1.0, |at| at as f64))),

@@ -27,7 +27,7 @@ use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
-use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
@@ -818,7 +818,8 @@ fn vector_kernels<T: Scalar>() {
         for isa in Isa::available() {
             let sums = |x: &[T], y: &[T]| {
                 let top = arg_max(x).map_or(-1.0, |at| at as f64);
-                [sum(isa, x), dot(isa, x, y), max_abs(isa, x), norm(isa, x), log_sum_exp(isa, x), top]
+                let pairs = [dot(isa, x, y), square_distance(isa, x, y)];
+                [sum(isa, x), pairs[0], pairs[1], max_abs(isa, x), norm(isa, x), log_sum_exp(isa, x), top]
             };
             let maps: Vec<(String, Box<dyn Fn(&mut [T], &[T])>)> = Function::ALL
                 .iter()
