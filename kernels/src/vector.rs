@@ -12,7 +12,7 @@ use pulp::{MemMask, Simd};
 
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
-use crate::optimizer::Update;
+use crate::optimizer::{Descent, Update};
 use crate::product::{Problem, Scratch};
 use crate::scan::{NotFinite, Scan};
 use crate::sparse::{Compressed, Matrix};
@@ -95,6 +95,7 @@ pub struct Kernels<T: 'static> {
     pub(crate) gram: fn(Isa, Par, MatRef<'_, T>, MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
     pub(crate) abs_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
+    pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], &[T], &mut [T]),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
 }
 
@@ -116,6 +117,7 @@ impl<T: Real> Kernels<T> {
             gram: crate::gram::run_gram::<T>,
             abs_gram: crate::gram::run_abs_gram::<T>,
             image: crate::gram::run_image::<T>,
+            online: crate::online::run::<T>,
             scan: crate::scan::run::<T>,
         }
     }

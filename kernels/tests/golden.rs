@@ -13,6 +13,7 @@ use dualprop_kernels::elementary::{Function, cos_pi, ln, log_sum_exp, map, softm
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
 use dualprop_kernels::gram::{abs_gram, gram, image};
 use dualprop_kernels::isa::Isa;
+use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
@@ -463,6 +464,41 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     lines.into()
 }
 
+/// Updates with products; the last [`LARGE`] are shared out over threads.
+fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
+    let mut line = Line::new::<T>(&"online");
+    let mut random = SplitMix64::new(9);
+    for number in 0..SMALL + LARGE {
+        let (m, n) = if number < SMALL { (random.below(40) as usize + 1, random.below(90) as usize + 1) } else { (515, 1030) };
+        let grid = |k: u64| Grid::<T>::random(m, n, Family::ALL[number as usize % 6], 10 * number + k);
+        let (weights, momentum) = (grid(0), grid(1));
+        let vector = |len, k| Grid::<T>::random(1, len, Family::Uniform, 10 * number + k);
+        let (diff, mean, next) = (vector(m, 2), vector(n, 3), vector(n, 4));
+        let optimizer = Optimizer::MOMENTUM;
+        let update = Update { optimizer, decay: Decay::Coupled(5e-4), learning_rate: 0.1, step: 1 + number, scale: -0.125 };
+        let mut hashes = Vec::new();
+        for isa in Isa::available() {
+            for (pool, threads) in pools.iter().zip(THREADS) {
+                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let (mut weights, mut momentum) = (way.placed(0, &weights), way.placed(1, &momentum));
+                let [diff, mean, next] =
+                    [(2, &diff), (3, &mean), (4, &next)].map(|(k, row)| Placed::new(row, way.offset_of(k), false, 0));
+                let [diff, mean, next] = [&diff, &mean, &next].map(|row| &row.memory[row.begin..][..row.cols]);
+                let mut image = vec![T::ZERO; m];
+                let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
+                let descent = Descent::new(weights.view_mut(), [momentum.view_mut()], update);
+                pool.install(|| online(isa, par, descent, diff, mean, next, &mut image));
+                let mut hash = Hash::of(&image);
+                weights.hash_into(&mut hash);
+                momentum.hash_into(&mut hash);
+                hashes.push((way, hash));
+            }
+        }
+        line.add(hashes);
+    }
+    line
+}
+
 /// Sparse products, and updates of sparse weights; the last [`LARGE`] are shared out over threads.
 fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     let mut lines = ["gram", "forward", "update"].map(|name| Line::new::<T>(&format!("sparse/{name}")));
@@ -626,7 +662,13 @@ fn scalars() -> Vec<Line> {
 
 fn of_type<T: Scalar>() -> Vec<Line> {
     let pools = THREADS.map(|threads| ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"));
-    products::<T>(&pools).into_iter().chain(sweeps::<T>(&pools)).chain(sparse_lines::<T>(&pools)).chain(vectors::<T>()).collect()
+    products::<T>(&pools)
+        .into_iter()
+        .chain(sweeps::<T>(&pools))
+        .chain([online_line::<T>(&pools)])
+        .chain(sparse_lines::<T>(&pools))
+        .chain(vectors::<T>())
+        .collect()
 }
 
 const HEAD: &str = "\

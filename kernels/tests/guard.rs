@@ -24,6 +24,7 @@ use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
 use dualprop_kernels::gram::{abs_gram, gram, image};
 use dualprop_kernels::isa::Isa;
+use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
@@ -40,7 +41,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::Instant;
 
-tests_of_both_types!(products, deep_products, sweeps, sparse_sweeps, vector_kernels);
+tests_of_both_types!(products, deep_products, sweeps, online_steps, sparse_sweeps, vector_kernels);
 
 /// A multiple of the size of a page: 4 KiB on x86-64, at most 64 KiB elsewhere.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
@@ -736,6 +737,44 @@ fn sweeps<T: Scalar>() {
                     let square = scan(isa, a.view(), &mut Scratch::new()).expect("finite elements").square;
                     assert_eq!(square, (0..m).map(|r| (0..n).map(|j| left(r, j).powi(2)).sum::<f64>()).sum(), "{}", case());
                     a.check("matrix", |i, j| Some(left(i, j)));
+                }
+            }
+        }
+    }
+}
+
+/// Updates with products, with all tails of lines and groups.
+fn online_steps<T: Scalar>() {
+    let mut slots: [Slot<T>; 6] = core::array::from_fn(|_| Slot::new());
+    let mut random = SplitMix64::new(8);
+    for isa in Isa::available() {
+        for m in [0, 1, 2, 3, 4, 5, 8, 9] {
+            for n in (0..=2 * 16 + 1).chain([63, 64, 65, 129]) {
+                for flush in [Flush::Beginning, Flush::End] {
+                    let place = Place::any(flush, &mut random);
+                    announce(format_args!("{} online step {m} x {n} on {isa}, {place:?}", T::NAME));
+                    let [weights, momentum, diff, mean, next, image] = &mut slots;
+                    let (mut weights, mut momentum) = (weights.put(m, n, place), momentum.put(m, n, place));
+                    weights.fill(|i, j| T::from_f64(left(i, j)));
+                    momentum.fill(|i, j| T::from_f64(right(i, j)));
+                    let numbers =
+                        |len: usize, number: usize| -> Vec<T> { (0..len).map(|k| T::from_f64(right(number, k))).collect() };
+                    let diff = diff.put_vector(&numbers(m, 1), flush, place.gap);
+                    let mean = mean.put_vector(&numbers(n, 2), flush, place.gap);
+                    let next = next.put_vector(&numbers(n, 3), flush, place.gap);
+                    let mut image = image.put(1, m, Place::plain(flush));
+                    let optimizer = Optimizer::Momentum { mu: 1.0 };
+                    let update = Update { optimizer, decay: Decay::None, learning_rate: 1.0, step: 1, scale: -1.0 };
+                    let descent = Descent::new(weights.view_mut(), [momentum.view_mut()], update);
+                    online(isa, Par::Seq, descent, diff.vector(), mean.vector(), next.vector(), image.vector_mut());
+                    let moved = |i: usize, j: usize| right(i, j) - right(1, i) * right(2, j);
+                    let weight = |i: usize, j: usize| left(i, j) - moved(i, j);
+                    momentum.check("momentum", |i, j| Some(moved(i, j)));
+                    weights.check("weights", |i, j| Some(weight(i, j)));
+                    image.check("image", |_, i| Some((0..n).map(|j| weight(i, j) * right(3, j)).sum()));
+                    diff.check("diff", |_, i| Some(right(1, i)));
+                    mean.check("mean", |_, j| Some(right(2, j)));
+                    next.check("next", |_, j| Some(right(3, j)));
                 }
             }
         }
