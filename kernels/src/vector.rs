@@ -15,6 +15,7 @@ use crate::isa::{Isa, Kernel};
 use crate::optimizer::Update;
 use crate::product::{Problem, Scratch};
 use crate::scan::{NotFinite, Scan};
+use crate::selected::Selected;
 use crate::sparse::{Compressed, Matrix};
 
 mod sealed {
@@ -96,6 +97,8 @@ pub struct Kernels<T: 'static> {
     pub(crate) abs_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
+    pub(crate) selected: fn(Isa, MatRef<'_, T>, bool, &mut [Selected<'_, T>]),
+    pub(crate) inner: fn(Isa, MatRef<'_, T>, MatMut<'_, f64>),
 }
 
 impl<T: Real> Kernels<T> {
@@ -117,6 +120,8 @@ impl<T: Real> Kernels<T> {
             abs_gram: crate::gram::run_abs_gram::<T>,
             image: crate::gram::run_image::<T>,
             scan: crate::scan::run::<T>,
+            selected: crate::selected::run_selected::<T>,
+            inner: crate::selected::run_inner::<T>,
         }
     }
 }
