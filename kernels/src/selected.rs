@@ -49,7 +49,8 @@ pub fn selected<T: Real>(isa: Isa, matrix: MatRef<'_, T>, lower: bool, products:
 pub(crate) fn run_selected<T: Real>(isa: Isa, matrix: MatRef<'_, T>, lower: bool, products: &mut [Selected<'_, T>]) {
     let Some(first) = products.first() else { return };
     let m = first.out.nrows();
-    let ascend = |list: &[u32], end: usize| list.is_sorted_by(|a, b| a < b) && list.last().is_none_or(|&last| (last as usize) < end);
+    let ascend =
+        |list: &[u32], end: usize| list.is_sorted_by(|a, b| a < b) && list.last().is_none_or(|&last| (last as usize) < end);
     for Selected { rows, factors, start, wanted, out } in &*products {
         let n = out.ncols();
         assert!(out.nrows() == m && n <= matrix.ncols(), "all have the same number of rows, and no more columns than the matrix");

@@ -34,20 +34,20 @@ pub enum Kinks {
     Both,
 }
 
-/// Samples that share a product.
+/// Samples that share a forward pass.
 const CHUNK: usize = 128;
-
-/// The part of the gap that the proof takes, in `‖J‖²` (half of that in `‖J‖`): the rest is for rounding.
-const PROOF: f64 = 0.125;
 
 /// Samples that go through a product together: each block of its matrix comes into the cache once.
 const GROUP: usize = 8;
 
-/// Products with a Gram matrix that are to come near its largest eigenvalue.
-const POWERS: usize = 16;
+/// The part of the gap that the proof takes, in `‖J‖²` (half of that in `‖J‖`): the rest is for rounding.
+const PROOF: f64 = 0.125;
 
-/// Most patterns of active units that first products begin with, and the samples that each must have.
+/// Most patterns of active units that products begin with.
 const PATTERNS: usize = 16;
+
+/// Samples that there are for each pattern, at the least.
+const PER_PATTERN: usize = 8;
 
 /// Rounds of Lloyd's algorithm.
 const ROUNDS: usize = 4;
@@ -55,27 +55,39 @@ const ROUNDS: usize = 4;
 /// How near the norms of the factors are known; they weigh rounding errors alone.
 const NEAR: f64 = 0.1;
 
+/// Products with a Gram matrix that are to come as near as that to its largest eigenvalue.
+const POWERS: usize = 16;
+
 /// `‖J_i‖₂` for every row `x_i` of `x` (`samples × inputs`, any strides), `J_i = W_{L−1} D_{L−2}(x_i) W_{L−2} ⋯ D_0(x_i) W_0`.
 ///
 /// The slopes `D` are those of the activations at the drives of a forward pass in `T`: each answer is an enclosure for the real product of the
-/// stored weights and these slopes. `J_i` is multiplied out from its outputs, `n_L` rows for each sample in one product for many samples, and
-/// `J_iJ_iᵀ` (`n_L × n_L`, f64) is enclosed by powers and Cholesky's algorithm ([`Proof::Cholesky`]); the
-/// last factor is not `W_0` but a triangular `C` with `CCᵀ = W_0W_0ᵀ` if there are fewer hidden units than inputs: `‖ZW_0‖ = ‖ZC‖`.
+/// stored weights and these slopes. `J_i` is multiplied out from its outputs, `n_L` rows `Z` for each sample, and `J_iJ_iᵀ` (`n_L × n_L`) is
+/// enclosed by its powers ([`Proof::Gram`]). What is not multiplied:
+///
+/// * rows of a matrix whose slopes are 0, and blocks of columns whose next slopes are all 0;
+/// * the upper half of the last factor: it is not `W_0` but a triangular `C` with `CCᵀ = W_0W_0ᵀ` if there are fewer hidden units than inputs:
+///   `‖ZW_0‖ = ‖ZC‖`. Units come in the order of how often they are active, so that long rows of `C` are seldom needed;
+/// * what samples share, for slopes of 0 and 1: the first product begins with that of a pattern of active units that the sample is near to, made in
+///   f64 and rounded once, and adds or takes off the units that differ. Patterns (16 at most) and the order of units come from the first samples.
 ///
 /// Rounding is in the bounds. Each element of a product `S = ZW` is one chain of fused multiply-adds: step `p` is off by at most `u` times the
-/// sum it leaves, and by nothing if the slope `d_p` is 0, for then column `p` of `Z` is 0. The sums that are left after step `p` are, together,
-/// `S_p = Z_{:,..p} W_{..p,:}` up to their own error, and `‖S_p‖_F ≤ ‖Z‖_F ‖W‖₂`. With `a` slopes that are not 0,
+/// sum it leaves. The sums that are left after step `p` are, together, the product `S_p` of the units that are in by then, up to their own error
+/// `E_p`, and `‖S_p‖_F ≤ ‖Z‖_F ‖W‖₂`, where `Z` has the columns of all units that are in at any time: the active ones, and those of the pattern
+/// that is begun with. From an error `E_0` of what is begun with (or 0), `k` steps lead to
 ///
 /// ```text
-/// ‖E_p‖_F ≤ ‖E_{p−1}‖_F + u (‖S_p‖_F + ‖E_p‖_F)   so   ‖E‖_F ≤ ((1−u)^{−a} − 1) ‖Z‖_F ‖W‖₂ ≤ γ_a ‖Z‖_F ‖W‖₂
+/// ‖E_p‖_F ≤ ‖E_{p−1}‖_F + u (‖S_p‖_F + ‖E_p‖_F)
+/// ‖E_k‖_F ≤ (1−u)^{−k} ‖E_0‖_F + ((1−u)^{−k} − 1) ‖Z‖_F ‖W‖₂ ≤ ‖E_0‖_F + γ_k (‖Z‖_F ‖W‖₂ + ‖E_0‖_F)
 /// ```
 ///
-/// where the usual bound has `γ_n` and `‖ |W| ‖₂`, which is larger by some `√n` for random signs. The slope behind a product is one more
-/// rounding, and errors pass on by the norms of what follows. Samples that miss `gap` in f32 are repeated in f64.
+/// where the usual bound has `γ_n` and `‖ |W| ‖₂`, which is larger by some `√n` for random signs. Slopes and signs of 1 are exact; the slope behind
+/// a product is one more rounding, and errors pass on by the norms of what follows. The inner products of `JJᵀ` are summed in the lanes of a cache
+/// line: `γ_q ‖J‖_F²` for `q = ⌈n/16⌉ + 4` in f32. Samples that miss `gap` in f32 are repeated in f64.
 ///
-/// Costs `2 n_L (Σ_{0<k<L−1} n_k n_{k+1} + n_1 min(n_0, n_1))` flops a sample beside the forward pass, and as many in f64 for samples that f32
-/// is not enough for (f64 alone once those were most of a chunk); memory for 256 samples. The result has the same bits for every instruction set
-/// and number of threads.
+/// Costs, beside the forward pass, `2 n_L (Σ_{0<k<L−1} a_{k+1} n_k + a_1 n_1/2)` flops a sample, where `a_k` of `n_k` units are active or, in the
+/// first product, differ from a pattern (and `a_1 n_0` if there is no `C`); as many in f64 for samples that f32 is not enough for (f64 alone
+/// once those were most of a chunk). Once, `n_1²n_0 + n_1³` in f64 for `C`, and what [`enclose`] takes for the other matrices. Memory for
+/// the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every instruction set and number of threads.
 ///
 /// # Errors
 /// [`Error::Shape`] and [`Error::NotFinite`] for the arguments, [`Error::Parameter`] for a gap that is negative or NaN.
@@ -476,14 +488,7 @@ impl<U: Real> Jacobians<U> {
         samples.iter().zip(found).for_each(|(&sample, found)| to[sample] = found);
     }
 
-    fn share<T: Real>(
-        &self,
-        slopes: &Slopes<T>,
-        samples: &[usize],
-        gap: f64,
-        memory: &mut [Sample<U>],
-        to: &mut [Enclosure],
-    ) {
+    fn share<T: Real>(&self, slopes: &Slopes<T>, samples: &[usize], gap: f64, memory: &mut [Sample<U>], to: &mut [Enclosure]) {
         let tasks = memory.len() / GROUP;
         if tasks <= 1 {
             for (samples, to) in samples.chunks(GROUP).zip(to.chunks_mut(GROUP)) {
@@ -494,10 +499,7 @@ impl<U: Real> Jacobians<U> {
         let middle = samples.len() * (tasks / 2) / tasks;
         let ((a, b), (to_a, to_b)) = (samples.split_at(middle), to.split_at_mut(middle));
         let (left, right) = memory.split_at_mut(tasks / 2 * GROUP);
-        rayon::join(
-            || self.share(slopes, a, gap, left, to_a),
-            || self.share(slopes, b, gap, right, to_b),
-        );
+        rayon::join(|| self.share(slopes, a, gap, left, to_a), || self.share(slopes, b, gap, right, to_b));
     }
 
     /// What first products may begin with, for samples like these.
@@ -507,7 +509,7 @@ impl<U: Real> Jacobians<U> {
         };
         let mut bits = vec![vec![]; samples.len()];
         let is_binary = bits.iter_mut().zip(samples).all(|(bits, &sample)| set_bits(bits, order, layer.row(sample)));
-        let count = PATTERNS.min(samples.len() / 8);
+        let count = PATTERNS.min(samples.len() / PER_PATTERN);
         if !is_binary || count == 0 {
             return vec![];
         }
@@ -528,14 +530,7 @@ impl<U: Real> Jacobians<U> {
     }
 
     /// The norms of the Jacobians at a few samples of the chunk.
-    fn group<T: Real>(
-        &self,
-        slopes: &Slopes<T>,
-        samples: &[usize],
-        gap: f64,
-        memory: &mut [Sample<U>],
-        to: &mut [Enclosure],
-    ) {
+    fn group<T: Real>(&self, slopes: &Slopes<T>, samples: &[usize], gap: f64, memory: &mut [Sample<U>], to: &mut [Enclosure]) {
         let memory = &mut memory[..samples.len()];
         memory.iter_mut().zip(samples).for_each(|(memory, &sample)| self.begin(slopes, sample, memory));
         for (f, factor) in self.factors.iter().enumerate() {
@@ -586,7 +581,8 @@ impl<U: Real> Jacobians<U> {
         if let Some(c) = *start {
             let common = &self.common()[c];
             above.differ(bits, &common.active);
-            let come = above.units.iter().zip(&above.slopes).map(|(&i, &d)| if d == U::ONE { self.squares[i as usize] } else { 0.0 });
+            let come =
+                above.units.iter().zip(&above.slopes).map(|(&i, &d)| if d == U::ONE { self.squares[i as usize] } else { 0.0 });
             *size = at_most(at_most(common.square + come.sum::<f64>(), order.len()).sqrt(), 1);
         } else {
             above.take(order, slopes);

@@ -46,7 +46,14 @@ const SQUARINGS: usize = 24;
 impl Small {
     pub(crate) fn new(n: usize) -> Self {
         let zeros = || vec![0.0; n * n];
-        Self { n, matrix: zeros(), power: zeros(), other: zeros(), traces: Vec::with_capacity(SQUARINGS), rows: (0..n as u32).collect() }
+        Self {
+            n,
+            matrix: zeros(),
+            power: zeros(),
+            other: zeros(),
+            traces: Vec::with_capacity(SQUARINGS),
+            rows: (0..n as u32).collect(),
+        }
     }
 
     /// Sets elements `(i, j)` and `(j, i)`.
