@@ -87,7 +87,8 @@ const POWERS: usize = 16;
 /// Costs, beside the forward pass, `2 n_L (Σ_{0<k<L−1} a_{k+1} n_k + a_1 n_1/2)` flops a sample, where `a_k` of `n_k` units are active or, in the
 /// first product, differ from a pattern (and `a_1 n_0` if there is no `C`); as many in f64 for samples that f32 is not enough for (f64 alone
 /// once those were most of a chunk). Once, `n_1²n_0 + n_1³` in f64 for `C`, and what [`enclose`] takes for the other matrices. Memory for
-/// the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every instruction set and number of threads.
+/// the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every instruction set and number of threads; the
+/// last bits of a bound, not what it bounds, depend on the first 128 samples of `x` as well.
 ///
 /// # Errors
 /// [`Error::Shape`] and [`Error::NotFinite`] for the arguments, [`Error::Parameter`] for a gap that is negative or NaN.
