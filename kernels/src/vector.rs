@@ -15,6 +15,7 @@ use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
 use crate::product::{Problem, Scratch};
 use crate::scan::{NotFinite, Scan};
+use crate::selected::Selected;
 use crate::sparse::{Compressed, Matrix};
 
 mod sealed {
@@ -97,6 +98,8 @@ pub struct Kernels<T: 'static> {
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
     pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], &[T], &mut [T]),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
+    pub(crate) selected: fn(Isa, MatRef<'_, T>, bool, &mut [Selected<'_, T>]),
+    pub(crate) inner: fn(Isa, MatRef<'_, T>, MatMut<'_, f64>),
 }
 
 impl<T: Real> Kernels<T> {
@@ -119,6 +122,8 @@ impl<T: Real> Kernels<T> {
             image: crate::gram::run_image::<T>,
             online: crate::online::run::<T>,
             scan: crate::scan::run::<T>,
+            selected: crate::selected::run_selected::<T>,
+            inner: crate::selected::run_inner::<T>,
         }
     }
 }

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Grid, Scalar};
+use common::{Grid, Layout, Scalar};
 use core::fmt::Display;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, cos_pi, ln, log_sum_exp, map, softmax};
@@ -19,6 +19,7 @@ use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
+use dualprop_kernels::selected::{Selected, inner, selected};
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
@@ -553,6 +554,53 @@ fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     lines.into()
 }
 
+/// Products with some rows of a matrix, a lower triangle every other time, and inner products.
+fn selections<T: Scalar>() -> Vec<Line> {
+    let mut lines = ["selected", "inner"].map(|name| Line::new::<T>(&name));
+    let mut random = SplitMix64::new(8);
+    for number in 0..SMALL {
+        let (m, n, height) = (random.below(30) as usize + 1, random.below(300) as usize + 1, random.below(200) as usize + 1);
+        let (lower, family) = (number % 2 == 1, Family::ALL[number as usize % 6]);
+        let whole = Grid::<T>::random(height, n, family, number);
+        let matrix = Grid::from_fn(height, n, Layout::default(), |p, j| if lower && j > p { T::ZERO } else { whole.get(p, j) });
+        let start = Grid::<T>::random(m, n, Family::Uniform, number + 100);
+        let mut list = |end: usize| (0..end as u32).filter(|_| random.below(3) > 0).collect::<Vec<u32>>();
+        let (rows, wanted) = (list(height), list(n));
+        let factors =
+            generate(family, rows.len() * m, number + 200, T::PRECISION).into_iter().map(T::from_f64).collect::<Vec<_>>();
+        let mut hashes = [const { Vec::new() }; 2];
+        for isa in Isa::available() {
+            for _ in 0..WAYS {
+                let way = Way { isa, threads: 1, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let placed =
+                    |k: usize, grid| Placed::new(grid, way.offset_of(k), false, [0, 3][way.choose(k as u32, 2) as usize]);
+                let (at_w, at_start, mut out) = (placed(0, &matrix), placed(1, &start), placed(2, &start));
+                let (mut first, mut products) = (placed(3, &start), Grid::<f64>::blank(m, m, Layout::default()));
+                let product = |out, start, wanted| Selected { rows: &rows, factors: &factors, start, wanted, out };
+                let both = &mut [
+                    product(out.view_mut(), Some(at_start.view()), None),
+                    product(first.view_mut().subcols_mut(0, n.div_ceil(2)), None, None),
+                ];
+                selected(isa, at_w.view(), lower, both);
+                let mut some = placed(4, &start);
+                selected(isa, at_w.view(), lower, &mut [product(some.view_mut(), Some(at_start.view()), Some(&wanted))]);
+                inner(isa, at_start.view(), products.view_mut());
+                let mut of_sums = Hash::START;
+                out.hash_into(&mut of_sums);
+                first.hash_into(&mut of_sums);
+                let (out, some) = (out.view(), some.view());
+                assert!(wanted.iter().all(|&j| (0..m).all(|i| common::same(some[(i, j as usize)], out[(i, j as usize)]))));
+                let products: Vec<f64> = (0..m * m).map(|at| products.get(at / m, at % m)).collect();
+                for (hashes, hash) in hashes.iter_mut().zip([of_sums, Hash::of(&products)]) {
+                    hashes.push((way, hash));
+                }
+            }
+        }
+        lines.iter_mut().zip(hashes).for_each(|(line, hashes)| line.add(hashes));
+    }
+    lines.into()
+}
+
 /// A kernel on one or two vectors: reads both, fills the output (of the same length), and returns a number.
 type VectorKernel<T> = Box<dyn Fn(Isa, &[T], &[T], &mut [T]) -> f64>;
 
@@ -668,6 +716,7 @@ fn of_type<T: Scalar>() -> Vec<Line> {
         .chain([online_line::<T>(&pools)])
         .chain(sparse_lines::<T>(&pools))
         .chain(vectors::<T>())
+        .chain(selections::<T>())
         .collect()
 }
 
