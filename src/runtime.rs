@@ -2,6 +2,7 @@
 
 use core::num::NonZero;
 use dualprop_kernels::isa::{Isa, IsaError};
+use dualprop_kernels::product::SEQUENTIAL;
 use faer::Par;
 
 use crate::error::Error;
@@ -79,6 +80,17 @@ impl Runtime {
     /// The parallelism.
     pub fn par(&self) -> Par {
         self.par
+    }
+
+    /// Runs many products of up to `multiplications` each: in a pool from the beginning if they are large enough to be shared out, so that they
+    /// need not be handed over one by one.
+    pub(crate) fn within_pool<R: Send>(&self, multiplications: usize, run: impl FnOnce() -> R + Send) -> R {
+        match self.par {
+            Par::Rayon(_) if multiplications >= SEQUENTIAL && rayon::current_thread_index().is_none() => {
+                rayon::join(run, || ()).0
+            }
+            _ => run(),
+        }
     }
 
     /// The number of threads that large work is cut for.

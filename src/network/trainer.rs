@@ -225,7 +225,14 @@ impl<T: Real> Trainer<T> {
     /// update that failed: before the step, unless [`Schedule::Multistep`] had already done some.
     pub fn step(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>, learning_rate: f64) -> Result<Step<'_>, Error> {
         self.check_rate(learning_rate)?;
-        let (loss, correct) = self.infer_batch(x, targets)?;
+        let runtime = self.runtime;
+        let (loss, correct) =
+            runtime.within_pool(self.multiplications(self.ones.len()), || self.infer_and_update(x, targets, learning_rate))?;
+        Ok(self.report(loss, correct))
+    }
+
+    fn infer_and_update(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>, learning_rate: f64) -> Result<(f64, usize), Error> {
+        let score = self.infer_batch(x, targets)?;
         self.update(learning_rate);
         if let (true, Schedule::Multistep(updates)) = (self.settings.nudges(), self.settings.schedule) {
             let layers = self.network.layers();
@@ -236,7 +243,12 @@ impl<T: Real> Trainer<T> {
                 self.update(learning_rate);
             }
         }
-        Ok(self.report(loss, correct))
+        Ok(score)
+    }
+
+    /// Multiply-adds of the largest product with so many samples.
+    fn multiplications(&self, rows: usize) -> usize {
+        rows * self.network.widths.windows(2).map(|widths| widths[0] * widths[1]).max().unwrap_or(0)
     }
 
     /// The part of a step before the update: forward pass and relaxation. [`gradient`](Self::gradient) then gives what an update would
@@ -245,7 +257,8 @@ impl<T: Real> Trainer<T> {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn infer(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>) -> Result<Step<'_>, Error> {
-        let (loss, correct) = self.infer_batch(x, targets)?;
+        let runtime = self.runtime;
+        let (loss, correct) = runtime.within_pool(self.multiplications(self.ones.len()), || self.infer_batch(x, targets))?;
         Ok(self.report(loss, correct))
     }
 
@@ -643,15 +656,18 @@ impl<T: Real> Trainer<T> {
         check::shape("x", x, (x.nrows(), self.network.widths[0]))?;
         check::shape("out", out.rb(), (x.nrows(), self.network.widths[layers]))?;
         check::finite("x", x)?;
-        for from in (0..x.nrows()).step_by(CHUNK) {
-            let rows = CHUNK.min(x.nrows() - from);
-            let prediction = self.predict_chunk(x.subrows(from, rows));
-            for row in 0..rows {
-                for (col, &value) in row_of(prediction, row).iter().enumerate() {
-                    out[(from + row, col)] = value;
+        let runtime = self.runtime;
+        runtime.within_pool(self.multiplications(CHUNK), || {
+            for from in (0..x.nrows()).step_by(CHUNK) {
+                let rows = CHUNK.min(x.nrows() - from);
+                let prediction = self.predict_chunk(x.subrows(from, rows));
+                for row in 0..rows {
+                    for (col, &value) in row_of(prediction, row).iter().enumerate() {
+                        out[(from + row, col)] = value;
+                    }
                 }
             }
-        }
+        });
         Ok(())
     }
 
@@ -666,18 +682,22 @@ impl<T: Real> Trainer<T> {
         targets.check(samples, n_out)?;
         check::finite("x", x)?;
         let (isa, loss) = (self.runtime.isa(), self.settings.loss);
-        let mut target = vec![T::ZERO; n_out];
-        let (mut sum, mut correct) = (0.0, 0);
-        for from in (0..samples).step_by(CHUNK) {
-            let rows = CHUNK.min(samples - from);
-            let prediction = self.predict_chunk(x.subrows(from, rows));
-            for row in 0..rows {
-                let prediction = row_of(prediction, row);
-                targets.write(from + row, &mut target);
-                sum += loss.value(isa, prediction, &target);
-                correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(&target));
+        let runtime = self.runtime;
+        let (sum, correct) = runtime.within_pool(self.multiplications(CHUNK), || {
+            let mut target = vec![T::ZERO; n_out];
+            let (mut sum, mut correct) = (0.0, 0);
+            for from in (0..samples).step_by(CHUNK) {
+                let rows = CHUNK.min(samples - from);
+                let prediction = self.predict_chunk(x.subrows(from, rows));
+                for row in 0..rows {
+                    let prediction = row_of(prediction, row);
+                    targets.write(from + row, &mut target);
+                    sum += loss.value(isa, prediction, &target);
+                    correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(&target));
+                }
             }
-        }
+            (sum, correct)
+        });
         Ok(Evaluation { loss: sum / samples as f64, accuracy: correct as f64 / samples as f64 })
     }
 
