@@ -1,4 +1,4 @@
-//! `y = Aᵀ(A x)` in one sweep over the elements, `y = |A|ᵀ|A| x` in f64, and `y = A x` in f64.
+//! `y = Aᵀ(A x)` in one sweep over the elements, the same and `y = |A|ᵀ|A| x` in f64, and `y = A x` in f64.
 //!
 //! ```text
 //! for group of rows
@@ -106,9 +106,27 @@ pub fn abs_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mu
 }
 
 pub(crate) fn run_abs_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    in_f64::<T, true>(isa, par, a, x, y, scratch);
+}
+
+fn in_f64<T: Real, const ABS: bool>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
     assert_eq!((x.len(), y.len()), (a.ncols(), a.ncols()), "x and y have the length of a row of A");
     let (x, y) = (MatRef::from_row_major_slice(x, 1, x.len()), MatMut::from_row_major_slice_mut(y, 1, x.len()));
-    drive::<f64, Wide<T, true>, 1>(isa, par, a, x, y, &mut [0.0], scratch);
+    drive::<f64, Wide<T, ABS>, 1>(isa, par, a, x, y, &mut [0.0], scratch);
+}
+
+/// `y ← Aᵀ(A x)` in f64: error of `y_j` at most `γ_{m+n}·(|A|ᵀ|A||x|)_j`, unless a product underflows.
+///
+/// Needs contiguous rows. Costs, order and memory are as those of [`gram`].
+///
+/// # Panics
+/// If lengths do not fit, or rows are not contiguous.
+pub fn wide_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    (T::kernels().wide_gram)(isa, par, a, x, y, scratch);
+}
+
+pub(crate) fn run_wide_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    in_f64::<T, false>(isa, par, a, x, y, scratch);
 }
 
 /// `y ← A x` in f64: error of `y_i` at most `γ_{⌈n/8⌉+3}·(|A||x|)_i`, with the products of f32 elements rounded only when they are added.

@@ -10,6 +10,7 @@ use core::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use faer::{MatMut, MatRef, Par};
 use pulp::{MemMask, Simd};
 
+use crate::cholesky::Block;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::Update;
@@ -94,6 +95,9 @@ pub struct Kernels<T: 'static> {
     pub(crate) sparse_wide: fn(Isa, &Compressed<T>, &[f64], &mut [f64], &mut [f64]),
     pub(crate) gram: fn(Isa, Par, MatRef<'_, T>, MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
     pub(crate) abs_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
+    pub(crate) wide_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
+    pub(crate) factor: fn(Isa, &mut Block<T>) -> bool,
+    pub(crate) solve: fn(Isa, Par, &Block<T>, MatMut<'_, T>),
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
 }
@@ -115,6 +119,9 @@ impl<T: Real> Kernels<T> {
             sparse_wide: crate::sparse::run_wide::<T>,
             gram: crate::gram::run_gram::<T>,
             abs_gram: crate::gram::run_abs_gram::<T>,
+            wide_gram: crate::gram::run_wide_gram::<T>,
+            factor: crate::cholesky::run_factor::<T>,
+            solve: crate::cholesky::run_solve::<T>,
             image: crate::gram::run_image::<T>,
             scan: crate::scan::run::<T>,
         }
