@@ -11,7 +11,7 @@ use faer::{MatMut, MatRef};
 use crate::runtime::Runtime;
 
 /// Rows and columns of a block: whole tiles of every instruction set.
-pub(crate) const BLOCK: usize = 96;
+pub(crate) const BLOCK: usize = 48;
 
 /// Memory of such products.
 pub(crate) struct Symmetric<T> {

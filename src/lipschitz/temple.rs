@@ -32,6 +32,8 @@ pub(crate) fn temple<T: Real>(
     runtime: &Runtime,
 ) -> Option<(f64, f64)> {
     let (isa, par, (m, n)) = (runtime.isa(), runtime.par(), a.shape());
+    let tt = std::time::Instant::now();
+    let n_ = n;
     let mut residual = vec![0.0; n];
     wide_gram(isa, par, a, x, &mut residual, &mut Scratch::new());
     let square = dot(isa, x, x);
@@ -62,10 +64,11 @@ pub(crate) fn temple<T: Real>(
 
     let highest = low - residual * residual / (bound * bound - high);
     let room = highest - of_gram - next;
-    eprintln!("quotient {quotient:e} rel: residual {:e} next {:e} highest {:e} of_gram {:e}", residual/quotient, 1.-next/quotient, 1.-highest/quotient, of_gram/quotient);
+    
     if !(bound * bound > high && room > 0.0 && shift.is_finite()) {
         return None;
     }
+    let t0 = std::time::Instant::now();
     let level = T::from_f64(next + 0.5 * room);
     let mut cholesky = Cholesky::new(short);
     let mut matrix = cholesky.matrix();
@@ -75,15 +78,18 @@ pub(crate) fn temple<T: Real>(
         row[i..].iter_mut().zip(&v[i..]).for_each(|(b, &v)| *b = scale * v);
         row[i] += level;
     }
+    let t1 = std::time::Instant::now();
     let mut symmetric = Symmetric::new();
     for p0 in (0..m.max(n)).step_by(CHAIN) {
         let deep = CHAIN.min(m.max(n) - p0);
         let slab = if m >= n { a.subrows(p0, deep) } else { a.subcols(p0, deep).transpose() };
         symmetric.add(-T::ONE, slab, matrix.rb_mut(), runtime);
     }
+    let t2 = std::time::Instant::now();
     if !cholesky.factor(runtime) {
         return None;
     }
+    let t3 = std::time::Instant::now();
     // What blocks have left below the diagonal.
     let mut factor = cholesky.matrix();
     for i in 0..short {
@@ -92,6 +98,9 @@ pub(crate) fn temple<T: Real>(
     let factor = scan(isa, factor.rb(), &mut Scratch::new()).ok()?;
     let norm = factor.frobenius().min(factor.holder());
     let s = up(level.to_f64() + of_gram + gamma_in::<T>(roundings(short)) * norm * norm + vanished, 8);
-    eprintln!("level {:e} proven {:e} chol {:e}", 1.-level.to_f64()/quotient, 1.-s/quotient, gamma_in::<T>(roundings(short)) * norm * norm/quotient);
+    
+    let us = |d: std::time::Duration| d.as_secs_f64() * 1e6;
+    let n = short as f64;
+    eprintln!("wide {:.0} init {:.0} gram {:.0} ({:.1} GF) chol {:.0} ({:.1}) scan {:.0}", us(t0-tt), us(t1-t0), us(t2-t1), (m*n_)as f64*n/us(t2-t1)/1e3, us(t3-t2), n*n*n/3.0/us(t3-t2)/1e3, us(t3.elapsed()));
     (s < low).then(|| (of_level(s), s))
 }
