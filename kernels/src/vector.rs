@@ -175,6 +175,11 @@ pub trait Vector<T: Real>: Simd {
     /// # Safety
     /// `1 ≤ live ≤ LANES`, and `ptr` is valid for reading `live` elements.
     unsafe fn load_live(self, ptr: *const T, live: usize) -> Self::V;
+    /// Loads elements `from..to` behind `ptr` into their lanes; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `from ≤ to ≤ LANES`, and these elements are valid for reading.
+    unsafe fn load_between(self, ptr: *const T, from: usize, to: usize) -> Self::V;
     /// Stores the first `live` lanes to `ptr` and touches nothing else.
     ///
     /// # Safety
@@ -340,6 +345,12 @@ macro_rules! vectors {
                 // The mask without pulp's jump-table pointers: native masked moves instead of an indirect call.
                 let mask = MemMask::new(self.$between(0, live as $index).mask());
                 // SAFETY: the mask holds in the first `live` lanes only, which are readable (contract).
+                unsafe { self.$load(mask, ptr) }
+            }
+            #[inline(always)]
+            unsafe fn load_between(self, ptr: *const $t, from: usize, to: usize) -> Self::V {
+                let mask = MemMask::new(self.$between(from as $index, to as $index).mask());
+                // SAFETY: the mask holds in these lanes only, whose elements are readable (contract).
                 unsafe { self.$load(mask, ptr) }
             }
             #[inline(always)]
