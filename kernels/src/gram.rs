@@ -625,7 +625,9 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         let stride = self.a.row_stride();
         let a: [*const Q::Element; R] =
             core::array::from_fn(|r| self.a.as_ptr().wrapping_offset((row + r0 + r) as isize * stride));
-        let x: [*const T; V] = core::array::from_fn(|v| self.x.as_ptr().wrapping_offset((i0 + v) as isize * self.x.row_stride()).wrapping_add(self.lead));
+        let x: [*const T; V] = core::array::from_fn(|v| {
+            self.x.as_ptr().wrapping_offset((i0 + v) as isize * self.x.row_stride()).wrapping_add(self.lead)
+        });
         let whole = cols.start + (cols.end - cols.start) / length * length;
         for col in (cols.start..whole).step_by(length) {
             for k in 0..K {

@@ -278,16 +278,21 @@ impl<'a, T: Real> Hunt<'a, T> {
 
     /// The bound of Temple, where it takes half the time of a certificate. Returns whether the gap is reached.
     fn temple(&mut self, lanczos: &mut Lanczos<T>, x: &mut [f64]) -> bool {
-        let elements = self.operator.elements().filter(|a| size_of::<T>() < size_of::<f64>() && a.nrows().min(a.ncols()) <= CHOLESKY_SIDE);
+        let elements =
+            self.operator.elements().filter(|a| size_of::<T>() < size_of::<f64>() && a.nrows().min(a.ncols()) <= CHOLESKY_SIDE);
         let Some(elements) = elements else { return false };
         // The bound is as far above the norm as the quotient is below it if the level is at the next eigenvalue.
         let Some(ritz) = self.approach(lanczos, 0.5 * self.search.gap, x) else { return self.reached() };
+        if !self.reached() {
+            self.collatz(x);
+        }
         if !self.reached() {
             let size = match self.bracket.proof {
                 Proof::Frobenius | Proof::Holder => self.bracket.upper,
                 _ => self.bracket.frobenius,
             };
             let bound = self.lower * (1.0 + self.search.gap);
+            self.products += 1;
             if let Some((upper, level)) = temple(elements, size, x, ritz.next, bound, self.runtime) {
                 self.improve(upper, Proof::Temple { level });
             }

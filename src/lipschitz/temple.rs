@@ -32,24 +32,20 @@ pub(crate) fn temple<T: Real>(
     runtime: &Runtime,
 ) -> Option<(f64, f64)> {
     let (isa, par, (m, n)) = (runtime.isa(), runtime.par(), a.shape());
-    let tt = std::time::Instant::now();
-    let n_ = n;
+    let (long, short) = (m.max(n), m.min(n));
     let mut residual = vec![0.0; n];
     wide_gram(isa, par, a, x, &mut residual, &mut Scratch::new());
     let square = dot(isa, x, x);
     let quotient = dot(isa, x, &residual) / square;
     residual.iter_mut().zip(x).for_each(|(r, x)| *r -= quotient * x);
-    // Relatively to `size²‖x‖`: `m + n` roundings of the image, `n` of each product and of what it is divided by, a few more; and what underflows
-    // in the image.
+    // Relatively to `size²‖x‖`: `m + n` roundings of the image, `n` of each product and of what it is divided by, and a few; and what underflows in
+    // the image.
     let vanished = 4.0 * (1.0 + size) * (m * n) as f64 * f64::TINY;
     let error = up(gamma(m + 4 * n + 64) * size * size + vanished / square.sqrt(), 8);
     let (high, low) = (up(quotient + error, 1), down(quotient - error, 1));
     let residual = up(up(norm(isa, &residual), n + 8) / square.sqrt() + error, n + 8);
-    let of_level = |s: f64| up(up(high + residual * residual / (low - s), 4).sqrt(), 1);
 
-    let short = m.min(n);
-    let chains = m.max(n).div_ceil(CHAIN);
-    // `v` and `δ`: any will do.
+    // Any `v` and `δ` will do.
     let mut v = if m >= n { x.to_vec() } else { vec![0.0; m] };
     if m < n {
         image(isa, par, a, x, &mut v);
@@ -57,18 +53,19 @@ pub(crate) fn temple<T: Real>(
     let length = norm(isa, &v);
     let v: Vec<T> = v.iter().map(|x| T::from_f64(x / length)).collect();
     let shift = T::from_f64(quotient);
-    // A chain is of `CHAIN` products, and they are subtracted one after the other from an element of `sI + δvvᵀ` with three roundings.
+    // Chains of products are subtracted one after the other from elements of `sI + δvvᵀ`, which have three roundings themselves; and what
+    // underflows, here and in the factor.
+    let chains = long.div_ceil(CHAIN);
     let shifted = up(low + shift.to_f64() * up(dot(isa, &v, &v), short + 8), 3);
-    let vanished = (short * short) as f64 * f64::from(f32::MIN_POSITIVE) * (2.0 + low);
-    let of_gram = gamma_in::<T>(CHAIN + chains) * size * size + gamma_in::<T>(chains + 3) * shifted + (m.max(n) + short) as f64 * vanished;
+    let vanished = (long * short) as f64 * short as f64 * f64::from(f32::MIN_POSITIVE) * (2.0 + low);
+    let of_matrix = gamma_in::<T>(CHAIN + chains) * size * size + gamma_in::<T>(chains + 3) * shifted + vanished;
 
-    let highest = low - residual * residual / (bound * bound - high);
-    let room = highest - of_gram - next;
-    
-    if !(bound * bound > high && room > 0.0 && shift.is_finite()) {
+    // The highest level that is good enough, and the way down from it: half of it is left to what is between `next` and `λ₂`, half to the rounding
+    // of the factor.
+    let room = low - residual * residual / (bound * bound - high) - of_matrix - next;
+    if !(bound * bound > high && room > 0.0) {
         return None;
     }
-    let t0 = std::time::Instant::now();
     let level = T::from_f64(next + 0.5 * room);
     let mut cholesky = Cholesky::new(short);
     let mut matrix = cholesky.matrix();
@@ -78,29 +75,23 @@ pub(crate) fn temple<T: Real>(
         row[i..].iter_mut().zip(&v[i..]).for_each(|(b, &v)| *b = scale * v);
         row[i] += level;
     }
-    let t1 = std::time::Instant::now();
     let mut symmetric = Symmetric::new();
-    for p0 in (0..m.max(n)).step_by(CHAIN) {
-        let deep = CHAIN.min(m.max(n) - p0);
+    for p0 in (0..long).step_by(CHAIN) {
+        let deep = CHAIN.min(long - p0);
         let slab = if m >= n { a.subrows(p0, deep) } else { a.subcols(p0, deep).transpose() };
         symmetric.add(-T::ONE, slab, matrix.rb_mut(), runtime);
     }
-    let t2 = std::time::Instant::now();
     if !cholesky.factor(runtime) {
         return None;
     }
-    let t3 = std::time::Instant::now();
-    // What blocks have left below the diagonal.
+    // What blocks have left below the diagonal is not of `R`.
     let mut factor = cholesky.matrix();
     for i in 0..short {
         factor.rb_mut().row_mut(i).subcols_mut(i.saturating_sub(BLOCK), i.min(BLOCK)).fill(T::ZERO);
     }
     let factor = scan(isa, factor.rb(), &mut Scratch::new()).ok()?;
     let norm = factor.frobenius().min(factor.holder());
-    let s = up(level.to_f64() + of_gram + gamma_in::<T>(roundings(short)) * norm * norm + vanished, 8);
-    
-    let us = |d: std::time::Duration| d.as_secs_f64() * 1e6;
-    let n = short as f64;
-    eprintln!("wide {:.0} init {:.0} gram {:.0} ({:.1} GF) chol {:.0} ({:.1}) scan {:.0}", us(t0-tt), us(t1-t0), us(t2-t1), (m*n_)as f64*n/us(t2-t1)/1e3, us(t3-t2), n*n*n/3.0/us(t3-t2)/1e3, us(t3.elapsed()));
-    (s < low).then(|| (of_level(s), s))
+    let of_factor = gamma_in::<T>(roundings(short)) * norm * norm + vanished;
+    let level = up(level.to_f64() + of_matrix + of_factor, 8);
+    (level < low).then(|| (up(up(high + residual * residual / (low - level), 4).sqrt(), 1), level))
 }
