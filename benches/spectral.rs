@@ -1,36 +1,41 @@
-//! Spectral norms of Gaussian matrices on one thread, beside NumPy, SciPy and PyTorch in turn with them.
+//! Spectral norms of Gaussian matrices on one thread, dense and sparse, beside NumPy, SciPy and PyTorch in turn with them.
 //!
 //! ```text
 //! DUALPROP_PYTHON=python3 cargo bench --bench spectral         without the variable: ours alone
 //! cargo bench --bench spectral -- 1024x1024                    one shape
+//! cargo bench --bench spectral -- 4096x4096@5%                 one density
 //! ```
 //!
 //! * `lower`: steps until the gap is estimated (and afterwards proven) to be at most 10⁻⁶, against `svds(k=1, tol=1e-6)`, which proves nothing.
 //! * `enclosure`: the search with its certificate, gap 10⁻⁶, against `numpy.linalg.norm(W, 2)` and `torch.linalg.matrix_norm(W, 2)`.
 //!
-//! The certificate of an `n × n` matrix takes `n³ + n³/3` flops in f64, so it cannot take less than that over the machine's f64 rate.
+//! A proof takes `n³ + n³/3` flops for an `n × n` matrix: in f32 if the two largest singular values are far enough apart, else in f64, as the
+//! certificate does that is timed beside it. Of sparse matrices (CSR) the lower bound alone is timed, with the fewest steps that come
+//! within 10⁻⁶ of what the most steps reach.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use dualprop::lipschitz::{Dense, Search, certify, enclose, lower_bound};
+use dualprop::lipschitz::{Dense, MAX_STEPS, Search, certify, enclose, lower_bound};
 use dualprop::random::Counter;
+use dualprop::sparse::Sparse;
 use dualprop::{Isa, MatRef, Par, Runtime};
 
 const ROUNDS: usize = 7;
 const SHAPES: [(usize, usize); 3] = [(1000, 784), (1024, 1024), (4096, 4096)];
+const SPARSE: [(usize, f64); 3] = [(4096, 0.01), (4096, 0.05), (4096, 0.1)];
 
 struct Python(Child, BufReader<std::process::ChildStdout>);
 
 impl Python {
-    fn new(rows: usize, cols: usize, data: &[f32]) -> Option<Self> {
+    fn new(rows: usize, cols: usize, kind: &str, data: &[f32]) -> Option<Self> {
         let path = std::env::temp_dir().join(format!("dualprop-spectral-{}.f32", std::process::id()));
         let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_ne_bytes()).collect();
         std::fs::write(&path, bytes).ok()?;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/spectral.py");
         let mut child = Command::new(std::env::var_os("DUALPROP_PYTHON")?)
-            .args([script, &rows.to_string(), &cols.to_string()])
+            .args([script, &rows.to_string(), &cols.to_string(), kind])
             .arg(path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -67,7 +72,7 @@ fn main() {
         let mut random = Counter::new(1, 0);
         let data: Vec<f32> = (0..m * n).map(|_| random.normal() as f32).collect();
         let matrix = MatRef::from_row_major_slice(&data, m, n);
-        let mut python = Python::new(m, n, &data);
+        let mut python = Python::new(m, n, "dense", &data);
         let found = enclose(&Dense::new(matrix), &Search::new(), &runtime).expect("finite").enclosure;
         let steps = found.products as usize;
         assert!(found.gap() <= 1e-6, "{found:?}");
@@ -107,5 +112,32 @@ fn main() {
         println!("  svds   {:.3} ms = {:.1} × lower", scipy * 1e3, scipy / lower);
         println!("  numpy  {:.3} ms = {:.1} × enclosure", numpy * 1e3, numpy / enclosure);
         println!("  torch  {:.3} ms = {:.1} × enclosure", torch * 1e3, torch / enclosure);
+    }
+    for (n, density) in SPARSE {
+        let name = format!("{n}x{n}@{}%", 100.0 * density);
+        if is_test || !wanted.is_empty() && !wanted.contains(&name) {
+            continue;
+        }
+        let mut random = Counter::new(1, 0);
+        let data: Vec<f32> = (0..n * n).map(|_| if random.uniform() < density { random.normal() as f32 } else { 0.0 }).collect();
+        let matrix = MatRef::from_row_major_slice(&data, n, n);
+        let sparse = Sparse::from_dense(matrix, |i, j| matrix[(i, j)] != 0.0).expect("finite");
+        let mut python = Python::new(n, n, "sparse", &data);
+        let bound = |steps| lower_bound(&sparse, steps, 1, &runtime).expect("finite");
+        let best = bound(MAX_STEPS);
+        let steps = (1..MAX_STEPS).find(|&steps| bound(steps) >= best * (1.0 - 1e-6)).unwrap_or(MAX_STEPS);
+        let (mut ours, mut theirs) = (vec![], vec![]);
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            let lower = bound(steps);
+            ours.push(start.elapsed().as_secs_f64());
+            if let Some((seconds, norm)) = python.as_mut().and_then(|python| python.ask("scipy")) {
+                assert!((norm / lower - 1.0).abs() < 1e-5, "scipy has {norm} for {lower}");
+                theirs.push(seconds);
+            }
+        }
+        let (ours, theirs) = (median(ours), median(theirs));
+        println!("{name}: {steps} products, lower {:.3} ms", ours * 1e3);
+        println!("  svds   {:.3} ms = {:.1} × lower", theirs * 1e3, theirs / ours);
     }
 }

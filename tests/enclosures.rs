@@ -421,3 +421,23 @@ fn an_operator_of_two_products_has_a_probable_bound() {
     let found = enclose::<f32>(&Shift(20), &Search::new(), &runtime()).expect("finite").enclosure;
     assert_eq!((found.lower, found.upper, found.status), (0.0, f64::INFINITY, Status::Budget));
 }
+
+/// One eigenvalue apart from the others is enough for the bound of Temple; two of the same size need the certificate.
+#[test]
+fn half_the_precision_proves_a_norm_that_is_apart() {
+    for (m, n) in [(256, 64), (64, 256)] {
+        for (largest, is_apart) in [([1.0, 0.875], true), ([0.875, 1.0], true), ([1.0, 1.0], false)] {
+            let mut d: Vec<f64> = (0..m.min(n)).map(|k| (k * 37 % 64) as f64 / 128.0).collect();
+            (d[9], d[22]) = (largest[0], largest[1]);
+            let exact = rotated(m, n, &d);
+            let matrix = Mat::from_fn(m, n, |i, j| exact[(i, j)] as f32);
+            let found = enclose(&Dense::new(matrix.as_ref()), &Search::new(), &runtime()).expect("finite").enclosure;
+            assert!(found.lower <= 1.0 && 1.0 <= found.upper && found.gap() <= 1e-6, "{m} × {n}, {largest:?}: {found:?}");
+            assert_eq!(
+                matches!(found.proof, Proof::Temple { level } if level < 1.0),
+                is_apart,
+                "{m} × {n}, {largest:?}: {found:?}"
+            );
+        }
+    }
+}

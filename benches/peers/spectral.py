@@ -1,6 +1,6 @@
 """Spectral norms by NumPy, SciPy and PyTorch on one thread, on request.
 
-Started by `cargo bench --bench spectral` with rows, columns and a file of float32; answers each line on standard input that names a peer with
+Started by `cargo bench --bench spectral` with rows, columns, `dense` or `sparse` (CSR) and a file of float32; answers each line on standard input that names a peer with
 the seconds that one call took and its result, and a peer that is not installed with `missing`.
 """
 
@@ -15,7 +15,9 @@ import numpy as np
 
 
 def peers(weights):
-    yield "numpy", lambda: np.linalg.norm(weights, 2)
+    is_dense = isinstance(weights, np.ndarray)
+    if is_dense:
+        yield "numpy", lambda: np.linalg.norm(weights, 2)
     try:
         from scipy.sparse.linalg import svds
 
@@ -23,6 +25,8 @@ def peers(weights):
         yield "scipy", lambda: svds(weights, k=1, tol=1e-6, return_singular_vectors=False, rng=generator)[0]
     except ImportError:
         pass
+    if not is_dense:
+        return
     try:
         import torch
 
@@ -34,8 +38,13 @@ def peers(weights):
 
 
 def main():
-    rows, cols, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    known = dict(peers(np.fromfile(path, dtype=np.float32).reshape(rows, cols)))
+    rows, cols, kind, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    weights = np.fromfile(path, dtype=np.float32).reshape(rows, cols)
+    if kind == "sparse":
+        from scipy.sparse import csr_array
+
+        weights = csr_array(weights)
+    known = dict(peers(weights))
     for line in sys.stdin:
         run = known.get(line.strip())
         if run is None:

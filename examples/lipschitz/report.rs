@@ -135,6 +135,7 @@ fn proof_name(proof: Proof) -> String {
         Proof::Collatz { sweeps } => format!("Collatz, {sweeps} sweeps"),
         Proof::Gram { squarings } => format!("Gram, {squarings} squarings"),
         Proof::Cholesky { .. } => "Cholesky".into(),
+        Proof::Temple { .. } => "Temple".into(),
         Proof::Compression { block } => format!("blocks of {block}"),
         Proof::Probabilistic { delta } => format!("probable, 1 − {delta:e}"),
         Proof::Product => "product".into(),

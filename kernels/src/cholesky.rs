@@ -7,28 +7,32 @@ use faer::prelude::ReborrowMut;
 use faer::{MatMut, Par};
 
 use crate::isa::{Isa, Kernel};
-use crate::vector::Vector;
+use crate::vector::{Real, Vector};
 
 /// Rows and columns of a diagonal block.
 pub const BLOCK: usize = 64;
 
 /// Columns that [`solve`] takes are a multiple of this.
-pub const COLUMNS: usize = 16;
+pub const COLUMNS: usize = 32;
 
 /// Columns of [`solve`] that a thread is woken for.
 const SHARE: usize = 256;
 
 /// A diagonal block, row by row.
-pub type Block = [[f64; BLOCK]; BLOCK];
+pub type Block<T> = [[T; BLOCK]; BLOCK];
 
 /// `B ← R`. Only the upper triangle of `B` decides, and below the diagonal of `R` is nothing of use. Returns whether all pivots were positive
 /// and finite; if not, `B` is lost.
-pub fn factor(isa: Isa, block: &mut Block) -> bool {
-    struct Factor<'a>(&'a mut Block);
-    impl Kernel<f64> for Factor<'_> {
+pub fn factor<T: Real>(isa: Isa, block: &mut Block<T>) -> bool {
+    (T::kernels().factor)(isa, block)
+}
+
+pub(crate) fn run_factor<T: Real>(isa: Isa, block: &mut Block<T>) -> bool {
+    struct Factor<'a, T>(&'a mut Block<T>);
+    impl<T: Real> Kernel<T> for Factor<'_, T> {
         type Output = bool;
         #[inline(always)]
-        fn run<S: Vector<f64>>(self, simd: S) -> bool {
+        fn run<S: Vector<T>>(self, simd: S) -> bool {
             for i in 0..BLOCK {
                 let (above, rest) = self.0.split_at_mut(i);
                 let (row, _) = S::as_vectors_mut(&mut rest[0]);
@@ -38,7 +42,7 @@ pub fn factor(isa: Isa, block: &mut Block) -> bool {
                     }
                 }
                 let pivot = rest[0][i];
-                if !(pivot > 0.0 && pivot.is_finite()) {
+                if !(pivot > T::ZERO && pivot.is_finite()) {
                     return false;
                 }
                 let root = simd.splat(pivot.sqrt());
@@ -49,14 +53,18 @@ pub fn factor(isa: Isa, block: &mut Block) -> bool {
             true
         }
     }
-    isa.run(Factor(block))
+    isa.run::<T, _>(Factor(block))
 }
 
 /// `X ← R⁻ᵀX` for a factored block and as many rows (or fewer: then the block ends in rows of the identity).
 ///
 /// # Panics
 /// If `x` has more rows than a block, rows that are not contiguous, or columns that are no multiple of [`COLUMNS`].
-pub fn solve(isa: Isa, par: Par, factor: &Block, x: MatMut<'_, f64>) {
+pub fn solve<T: Real>(isa: Isa, par: Par, factor: &Block<T>, x: MatMut<'_, T>) {
+    (T::kernels().solve)(isa, par, factor, x);
+}
+
+pub(crate) fn run_solve<T: Real>(isa: Isa, par: Par, factor: &Block<T>, x: MatMut<'_, T>) {
     assert!(x.nrows() <= BLOCK && x.ncols().is_multiple_of(COLUMNS), "a block of rows of whole vectors");
     assert!(x.ncols() == 0 || x.col_stride() == 1, "the rows are contiguous");
     let tasks = match par {
@@ -66,9 +74,9 @@ pub fn solve(isa: Isa, par: Par, factor: &Block, x: MatMut<'_, f64>) {
     share(isa, tasks, factor, x);
 }
 
-fn share(isa: Isa, tasks: usize, factor: &Block, x: MatMut<'_, f64>) {
+fn share<T: Real>(isa: Isa, tasks: usize, factor: &Block<T>, x: MatMut<'_, T>) {
     if tasks <= 1 {
-        isa.run(Solve { factor, x });
+        isa.run::<T, _>(Solve { factor, x });
         return;
     }
     let left = tasks / 2;
@@ -77,16 +85,16 @@ fn share(isa: Isa, tasks: usize, factor: &Block, x: MatMut<'_, f64>) {
     rayon::join(|| share(isa, left, factor, a), || share(isa, tasks - left, factor, b));
 }
 
-struct Solve<'a> {
-    factor: &'a Block,
-    x: MatMut<'a, f64>,
+struct Solve<'a, T> {
+    factor: &'a Block<T>,
+    x: MatMut<'a, T>,
 }
 
-impl Kernel<f64> for Solve<'_> {
+impl<T: Real> Kernel<T> for Solve<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Vector<f64>>(self, simd: S) {
+    fn run<S: Vector<T>>(self, simd: S) {
         // Sums and operands of a step fit the registers. The conditions are constants.
         if S::REGISTER_COUNT == 32 { self.columns::<S, 8>(simd) } else { self.columns::<S, 4>(simd) }
     }
@@ -95,12 +103,12 @@ impl Kernel<f64> for Solve<'_> {
 /// Vectors of columns that are solved together.
 const V: usize = 2;
 
-impl Solve<'_> {
+impl<T: Real> Solve<'_, T> {
     #[inline(always)]
-    fn columns<S: Vector<f64>, const R: usize>(mut self, simd: S) {
+    fn columns<S: Vector<T>, const R: usize>(mut self, simd: S) {
         let (rows, cols) = (self.x.nrows(), self.x.ncols());
         let wide = V * S::LANES;
-        let mut solved = [[simd.splat(0.0); V]; BLOCK];
+        let mut solved = [[simd.splat(T::ZERO); V]; BLOCK];
         for col in (0..cols).step_by(wide) {
             for (i, solved) in solved.iter_mut().enumerate().take(rows) {
                 if let Some(row) = self.x.rb_mut().row_mut(i).try_as_row_major_mut() {
@@ -109,7 +117,7 @@ impl Solve<'_> {
             }
             for i0 in (0..BLOCK).step_by(R) {
                 let (above, rest) = solved.split_at_mut(i0);
-                let mut sums = [[simd.splat(0.0); V]; R];
+                let mut sums = [[simd.splat(T::ZERO); V]; R];
                 sums.copy_from_slice(&rest[..R]);
                 for (above, factors) in above.iter().zip(self.factor) {
                     for r in 0..R {
@@ -152,7 +160,7 @@ mod tests {
     fn blocks_are_factored_and_solved_within_their_bounds() {
         let gamma = (BLOCK + 1) as f64 * f64::EPSILON;
         let element = |i: usize, j: usize| ((i * 37 + j * 101 + i * j) % 97) as f64 / 97.0 - 0.5;
-        let b: Block = core::array::from_fn(|i| {
+        let b: Block<f64> = core::array::from_fn(|i| {
             core::array::from_fn(|j| (0..BLOCK).map(|k| element(k, i) * element(k, j)).sum::<f64>() + f64::from(u8::from(i == j)))
         });
         let mut bits = vec![];
@@ -183,7 +191,7 @@ mod tests {
     #[test]
     fn a_pivot_that_is_not_positive_ends_it() {
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let mut b: Block = core::array::from_fn(|i| core::array::from_fn(|j| f64::from(u8::from(i == j))));
+            let mut b: Block<f64> = core::array::from_fn(|i| core::array::from_fn(|j| f64::from(u8::from(i == j))));
             b[40][40] = bad;
             assert!(!factor(Isa::best(), &mut b), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! `y = Aᵀ(A x)` in one sweep over the elements, `y = |A|ᵀ|A| x` in f64, and `y = A x` in f64.
+//! `y = Aᵀ(A x)` in one sweep over the elements, the same and `y = |A|ᵀ|A| x` in f64, and `y = A x` in f64.
 //!
 //! ```text
 //! for group of rows
@@ -106,9 +106,27 @@ pub fn abs_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mu
 }
 
 pub(crate) fn run_abs_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    in_f64::<T, true>(isa, par, a, x, y, scratch);
+}
+
+fn in_f64<T: Real, const ABS: bool>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
     assert_eq!((x.len(), y.len()), (a.ncols(), a.ncols()), "x and y have the length of a row of A");
     let (x, y) = (MatRef::from_row_major_slice(x, 1, x.len()), MatMut::from_row_major_slice_mut(y, 1, x.len()));
-    drive::<f64, Wide<T, true>, 1>(isa, par, a, x, y, &mut [0.0], scratch);
+    drive::<f64, Wide<T, ABS>, 1>(isa, par, a, x, y, &mut [0.0], scratch);
+}
+
+/// `y ← Aᵀ(A x)` in f64: error of `y_j` at most `γ_{m+n}·(|A|ᵀ|A||x|)_j`, unless a product underflows.
+///
+/// Needs contiguous rows. Costs, order and memory are as those of [`gram`].
+///
+/// # Panics
+/// If lengths do not fit, or rows are not contiguous.
+pub fn wide_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    (T::kernels().wide_gram)(isa, par, a, x, y, scratch);
+}
+
+pub(crate) fn run_wide_gram<T: Real>(isa: Isa, par: Par, a: MatRef<'_, T>, x: &[f64], y: &mut [f64], scratch: &mut Scratch<f64>) {
+    in_f64::<T, false>(isa, par, a, x, y, scratch);
 }
 
 /// `y ← A x` in f64: error of `y_i` at most `γ_{⌈n/8⌉+3}·(|A||x|)_i`, with the products of f32 elements rounded only when they are added.
@@ -162,6 +180,12 @@ trait Source<T: Real>: Copy + Send + Sync {
     /// # Safety
     /// `1 ≤ live ≤ LANES`, and `at` is valid for reading `live` elements.
     unsafe fn load<S: Vector<T>>(simd: S, at: *const Self::Element, live: usize) -> S::V;
+
+    /// Elements `from..to` behind `at` in their lanes; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `from ≤ to ≤ LANES`, and these elements are valid for reading.
+    unsafe fn load_between<S: Vector<T>>(simd: S, at: *const Self::Element, from: usize, to: usize) -> S::V;
 }
 
 /// As they are.
@@ -175,6 +199,12 @@ impl<T: Real> Source<T> for Plain {
     unsafe fn load<S: Vector<T>>(simd: S, at: *const T, live: usize) -> S::V {
         // SAFETY: passed on.
         unsafe { simd.load_live(at, live) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_between<S: Vector<T>>(simd: S, at: *const T, from: usize, to: usize) -> S::V {
+        // SAFETY: passed on.
+        unsafe { simd.load_between(at, from, to) }
     }
 }
 
@@ -190,6 +220,17 @@ impl<E: Real, const ABS: bool> Source<f64> for Wide<E, ABS> {
         // SAFETY: passed on.
         let x = unsafe { widen::<E, S>(simd, at, live) };
         if ABS { simd.abs(x) } else { x }
+    }
+
+    #[inline(always)]
+    unsafe fn load_between<S: Vector<f64>>(_: S, at: *const E, from: usize, to: usize) -> S::V {
+        let mut lanes = [0.0; 8];
+        for l in from..to {
+            // SAFETY: `from ≤ l < to` (contract).
+            let x = unsafe { *at.wrapping_add(l) };
+            lanes[l] = if ABS { x.abs() } else { x }.to_f64();
+        }
+        S::as_vectors(&lanes).0[0]
     }
 }
 
@@ -222,12 +263,12 @@ pub(crate) unsafe fn widen<E: Real, S: Vector<f64>>(simd: S, at: *const E, live:
 /// A sweep with `P` vectors.
 struct Sweep<'a, T: Real, Q: Source<T>, const P: usize> {
     a: MatRef<'a, Q::Element>,
-    /// `P × n`.
+    /// `P × (lead + n)`.
     x: MatRef<'a, T>,
-    /// `P × n`; of a single vector it is the `y` of the first part.
+    /// `P` rows of `y` for each part, like those of `x`.
     y: Target<'a, T>,
-    /// `y` of the (other) parts, one under the other.
-    rest: Target<'a, T>,
+    /// Columns of `x` and `y` before that which belongs to the first of `A`.
+    lead: usize,
     /// Rows of a part.
     rows: usize,
 }
@@ -251,20 +292,20 @@ fn drive<T: Real, Q: Source<T>, const P: usize>(
         return;
     }
     let (rows, parts) = cut::<Q::Element>(m, n);
-    // Several vectors are copied, and all parts of `y` lie in the scratch, each row a line further: rows a power of two apart would
-    // drive each other out of the cache.
-    let stride = n.next_multiple_of(MAX_LANES) + MAX_LANES;
-    let copies = if P > 1 { P } else { 0 };
-    let height = copies + (parts - (P == 1) as usize) * P;
+    // A copy of `x` and all parts of `y` lie in the scratch, each row a line further: rows a power of two apart would drive each other out of
+    // the cache.
+    let lead = if P == 1 { lead::<T, _>(a) } else { 0 };
+    let stride = (lead + n).next_multiple_of(MAX_LANES) + MAX_LANES;
+    let height = P + parts * P;
     scratch.0.reserve(height * stride);
-    let (copy, rest) = scratch.0.as_mut_slice()[..height * stride].split_at_mut(copies * stride);
+    let (copy, sums) = scratch.0.as_mut_slice()[..height * stride].split_at_mut(P * stride);
+    copy.fill(T::ZERO);
     for (i, line) in copy.chunks_exact_mut(stride).enumerate() {
-        line.iter_mut().zip(x.row(i).iter()).for_each(|(to, &from)| *to = from);
+        line[lead..].iter_mut().zip(x.row(i).iter()).for_each(|(to, &from)| *to = from);
     }
-    let x = if P > 1 { MatRef::from_column_major_slice_with_stride(copy, n, P, stride).transpose() } else { x };
-    let rest = MatMut::from_column_major_slice_with_stride_mut(rest, n, height - copies, stride).transpose_mut();
-    let y = Target::new(y);
-    let sweep = Sweep::<T, Q, P> { a, x, y, rest: Target::new(rest), rows };
+    let x = MatRef::from_column_major_slice_with_stride(copy, stride, P, stride).transpose();
+    let sums = MatMut::from_column_major_slice_with_stride_mut(sums, stride, parts * P, stride).transpose_mut();
+    let sweep = Sweep::<T, Q, P> { a, x, y: Target::new(sums), lead, rows };
     let mut of_parts = [[0.0; P]; PARTS];
     sweep.share(isa, 0, &mut of_parts[..parts], tasks(par, parts));
     for of_part in &of_parts[..parts] {
@@ -272,9 +313,13 @@ fn drive<T: Real, Q: Source<T>, const P: usize>(
             *square += of_part;
         }
     }
-    if parts > 1 || P > 1 {
-        isa.run::<T, _>(Combine { y: sweep.y, rest: sweep.rest });
-    }
+    isa.run::<T, _>(Combine { y: Target::new(y), parts: sweep.y, lead });
+}
+
+/// Columns that would have to precede those of `A` for every row to begin a line of lanes: reads across lines take twice as long. 0 if rows differ
+/// in that.
+fn lead<T: Real, E>(a: MatRef<'_, E>) -> usize {
+    if a.row_stride() % lanes::<T>() as isize == 0 { a.as_ptr() as usize / size_of::<E>() % lanes::<T>() } else { 0 }
 }
 
 impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
@@ -293,18 +338,15 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
     /// Where a part adds up its `y`.
     #[inline(always)]
     fn target(&self, part: usize) -> Target<'_, T> {
-        match (P, part) {
-            (1, 0) => self.y,
-            (1, _) => self.rest.skip_rows(part - 1),
-            _ => self.rest.skip_rows(part * P),
-        }
+        self.y.skip_rows(part * P)
     }
 }
 
 /// Adds the parts, in their order.
 struct Combine<'a, T> {
     y: Target<'a, T>,
-    rest: Target<'a, T>,
+    parts: Target<'a, T>,
+    lead: usize,
 }
 
 impl<T: Real> Kernel<T> for Combine<'_, T> {
@@ -317,13 +359,13 @@ impl<T: Real> Kernel<T> for Combine<'_, T> {
             let y = self.y.skip_rows(i);
             for col in (0..n).step_by(S::LANES) {
                 let live = S::LANES.min(n - col);
-                // SAFETY: row `i` of `y` or of the first part, `live` columns from `col`, all ours; rows are contiguous.
-                let mut sum = unsafe { if p == 1 { y } else { self.rest.skip_rows(i) }.load::<S, true>(simd, col, live) };
-                for row in (if p == 1 { 0 } else { p + i }..self.rest.shape().0).step_by(p) {
-                    // SAFETY: as above: `rest` has `p` rows for each part.
-                    sum = simd.add(sum, unsafe { self.rest.skip_rows(row).load::<S, true>(simd, col, live) });
+                // SAFETY: `live` columns from `lead + col` of a row of the first part, all ours; rows are contiguous.
+                let mut sum = unsafe { self.parts.skip_rows(i).load::<S, true>(simd, self.lead + col, live) };
+                for row in (p + i..self.parts.shape().0).step_by(p) {
+                    // SAFETY: as above: there are `p` rows for each part.
+                    sum = simd.add(sum, unsafe { self.parts.skip_rows(row).load::<S, true>(simd, self.lead + col, live) });
                 }
-                // SAFETY: as for the load.
+                // SAFETY: `live` columns of a row of `y`, which is contiguous and ours.
                 unsafe { y.store::<S, true>(simd, col, live, sum) };
             }
         }
@@ -396,7 +438,8 @@ impl<T: Real, Q: Source<T>, const P: usize> Walk<'_, '_, T, Q, P> {
                 }
                 for r in 0..new.height {
                     for i in 0..P {
-                        let t = fold(&lines.0[(r * P + i) * lanes::<T>()..][..lanes::<T>()]);
+                        // Not a negative zero, whichever lanes were empty at the ends of a row.
+                        let t = fold(&lines.0[(r * P + i) * lanes::<T>()..][..lanes::<T>()]) + T::ZERO;
                         factors[r][i] = t;
                         squares[i] = t.to_f64().mul_add(t.to_f64(), squares[i]);
                     }
@@ -408,7 +451,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Walk<'_, '_, T, Q, P> {
     }
 }
 
-/// Adds up the lanes by halves.
+/// Adds up the lanes by halves: the same however they are rotated.
 #[inline(always)]
 pub(crate) fn fold<T: Real>(lanes: &[T]) -> T {
     // A line has 16 lanes of f32 or 8 of f64.
@@ -431,12 +474,12 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
     /// Sets `y` of a part to zero.
     #[inline(always)]
     fn clear<S: Vector<T>>(&self, simd: S, part: usize) {
-        let n = self.a.ncols();
+        let end = self.lead + self.a.ncols();
         for i in 0..P {
             let y = self.target(part).skip_rows(i);
-            for col in (0..n).step_by(S::LANES) {
-                // SAFETY: columns of a row of `y`, of a part that nobody else works on; rows are contiguous.
-                unsafe { y.store::<S, true>(simd, col, S::LANES.min(n - col), simd.splat(T::ZERO)) };
+            for col in (0..end).step_by(S::LANES) {
+                // SAFETY: columns of a row of `y`, of a part that nobody else works on; rows are contiguous, and a line longer.
+                unsafe { y.store::<S, true>(simd, col, S::LANES, simd.splat(T::ZERO)) };
             }
         }
     }
@@ -452,44 +495,88 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         lines: &mut Lines<T>,
         factors: &[[T; P]; GROUP],
     ) {
-        let (n, length, stride) = (self.a.ncols(), K * S::LANES, self.a.row_stride());
-        let row = |row: usize| self.a.as_ptr().wrapping_offset(row as isize * stride);
+        let (end, length, stride) = (self.lead + self.a.ncols(), K * S::LANES, self.a.row_stride());
+        let row = |row: usize| self.a.as_ptr().wrapping_offset(row as isize * stride).wrapping_sub(self.lead);
         let news: [*const Q::Element; R] = core::array::from_fn(|r| row(new.row + r));
         let olds: [*const Q::Element; R] = core::array::from_fn(|r| row(old.row + r));
-        let (x, y) = (self.x.as_ptr(), self.target(old.part));
         let mut t = [simd.splat(T::ZERO); R];
         for r in 0..R {
             t[r] = simd.splat(factors[r][0]);
         }
         let mut sums = [[simd.splat(T::ZERO); K]; R];
-        let whole = n / length * length;
-        for col in (0..whole).step_by(length) {
+        // Whole lines are from `first` to `last`.
+        let first = if self.lead > 0 { length } else { 0 };
+        let last = end / length * length;
+        if first > 0 {
+            self.edge::<S, K, R>(simd, 0, (&news, &olds), old.part, &t, &mut sums);
+        }
+        let (x, y) = (self.x.as_ptr().wrapping_add(first), self.target(old.part).transpose().skip_rows(first).transpose());
+        let inner = |row: &*const Q::Element| row.wrapping_add(first);
+        let (inner_news, inner_olds) = (news.each_ref().map(inner), olds.each_ref().map(inner));
+        // Pointers to where the loop starts and one index from zero: else LLVM moves every pointer, and so many instructions more leave fewer loads
+        // in flight (a fifth of the time of a matrix in memory).
+        for col in (0..last.saturating_sub(first)).step_by(length) {
             for k in 0..K {
                 let at = col + k * S::LANES;
-                // SAFETY: `at + LANES ≤ n`, for the only row of `x`.
+                // SAFETY: `first + at + LANES ≤ lead + n`, for the only row of `x`.
                 let q = unsafe { simd.load_live(x.wrapping_add(at), S::LANES) };
                 // SAFETY: the same columns of the only row of `y`, of a part that nobody else works on; rows are contiguous.
                 let mut sum = unsafe { y.load::<S, true>(simd, at, S::LANES) };
                 for r in 0..R {
-                    // SAFETY: the same columns of a row of `a`.
-                    let p = unsafe { Q::load(simd, news[r].wrapping_add(at), S::LANES) };
+                    // SAFETY: `LANES` columns of a row of `a`.
+                    let p = unsafe { Q::load(simd, inner_news[r].wrapping_add(at), S::LANES) };
                     sums[r][k] = simd.mul_add(p, q, sums[r][k]);
                 }
                 for r in 0..R {
                     // SAFETY: as above.
-                    let p = unsafe { Q::load(simd, olds[r].wrapping_add(at), S::LANES) };
+                    let p = unsafe { Q::load(simd, inner_olds[r].wrapping_add(at), S::LANES) };
                     sum = simd.mul_add(t[r], p, sum);
                 }
                 // SAFETY: as for the load.
                 unsafe { y.store::<S, true>(simd, at, S::LANES, sum) };
             }
         }
+        if (first..end).contains(&last) {
+            self.edge::<S, K, R>(simd, last, (&news, &olds), old.part, &t, &mut sums);
+        }
         for r in 0..R {
             S::as_vectors_mut(&mut lines.0[r * length..][..length]).0.copy_from_slice(&sums[r]);
         }
-        if whole < n {
-            self.products::<S, K, R, 1>(simd, new, whole..n, lines);
-            self.additions::<S, 1, 1>(simd, old, whole..n, factors);
+    }
+
+    /// A line of lanes from column `col` of `x` and `y`, not all of which belong to columns of `A`.
+    #[inline(always)]
+    fn edge<S: Vector<T>, const K: usize, const R: usize>(
+        &self,
+        simd: S,
+        col: usize,
+        (news, olds): (&[*const Q::Element; R], &[*const Q::Element; R]),
+        part: usize,
+        t: &[S::V; R],
+        sums: &mut [[S::V; K]; R],
+    ) {
+        let (x, y) = (self.x.as_ptr(), self.target(part));
+        let end = self.lead + self.a.ncols();
+        for k in 0..K {
+            let at = col + k * S::LANES;
+            let from = self.lead.saturating_sub(at).min(S::LANES);
+            let to = end.saturating_sub(at).min(S::LANES).max(from);
+            // SAFETY: rows of `x` are a line longer than what belongs to columns of `A`.
+            let q = unsafe { simd.load_live(x.wrapping_add(at), S::LANES) };
+            // SAFETY: so are those of `y`, here of a part that nobody else works on; rows are contiguous.
+            let mut sum = unsafe { y.load::<S, true>(simd, at, S::LANES) };
+            for r in 0..R {
+                // SAFETY: `lead ≤ at + from` and `at + to ≤ lead + n`, or there are none: columns of a row of `a`.
+                let p = unsafe { Q::load_between(simd, news[r].wrapping_add(at), from, to) };
+                sums[r][k] = simd.mul_add(p, q, sums[r][k]);
+            }
+            for r in 0..R {
+                // SAFETY: as above.
+                let p = unsafe { Q::load_between(simd, olds[r].wrapping_add(at), from, to) };
+                sum = simd.mul_add(t[r], p, sum);
+            }
+            // SAFETY: as for the load.
+            unsafe { y.store::<S, true>(simd, at, S::LANES, sum) };
         }
     }
 
@@ -538,7 +625,9 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         let stride = self.a.row_stride();
         let a: [*const Q::Element; R] =
             core::array::from_fn(|r| self.a.as_ptr().wrapping_offset((row + r0 + r) as isize * stride));
-        let x: [*const T; V] = core::array::from_fn(|v| self.x.as_ptr().wrapping_offset((i0 + v) as isize * self.x.row_stride()));
+        let x: [*const T; V] = core::array::from_fn(|v| {
+            self.x.as_ptr().wrapping_offset((i0 + v) as isize * self.x.row_stride()).wrapping_add(self.lead)
+        });
         let whole = cols.start + (cols.end - cols.start) / length * length;
         for col in (cols.start..whole).step_by(length) {
             for k in 0..K {
@@ -627,7 +716,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         for v in 0..V {
             for j in 0..J {
                 // SAFETY: `live ≤ LANES` columns of the product's `y`, of a part that nobody else works on; rows are contiguous.
-                sums[v][j] = unsafe { y[v].load::<S, true>(simd, col + j * S::LANES, live) };
+                sums[v][j] = unsafe { y[v].load::<S, true>(simd, self.lead + col + j * S::LANES, live) };
             }
         }
         let stride = self.a.row_stride();
@@ -649,7 +738,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         for v in 0..V {
             for j in 0..J {
                 // SAFETY: as for the load.
-                unsafe { y[v].store::<S, true>(simd, col + j * S::LANES, live, sums[v][j]) };
+                unsafe { y[v].store::<S, true>(simd, self.lead + col + j * S::LANES, live, sums[v][j]) };
             }
         }
     }
@@ -667,8 +756,8 @@ impl<T: Real> Kernel<f64> for Image<'_, T> {
 
     #[inline(always)]
     fn run<S: Vector<f64>>(self, simd: S) {
-        let none = || Target::new(MatMut::from_row_major_slice_mut(&mut [], 0, 0));
-        let sweep = Sweep::<f64, Wide<T, false>, 1> { a: self.a, x: self.x, y: none(), rest: none(), rows: 0 };
+        let none = Target::new(MatMut::from_row_major_slice_mut(&mut [], 0, 0));
+        let sweep = Sweep::<f64, Wide<T, false>, 1> { a: self.a, x: self.x, y: none, lead: 0, rows: 0 };
         let mut lines = Lines([0.0; GROUP * WIDTH * MAX_LANES]);
         for (row, y) in (0..).step_by(GROUP).zip(self.y.chunks_mut(GROUP)) {
             let group = Group { row, height: y.len(), part: 0 };

@@ -217,7 +217,8 @@ impl<T: Real> Pass<'_, T> {
     ) {
         let n = self.a.ncols();
         let scale = simd.splat(power_of_two(-self.exponent));
-        let mut top = *largest;
+        // One for each row: a chain of comparisons would be the longest.
+        let mut tops = [*largest; R];
         let (mut sum, mut square) = ([[simd.splat(0.0); K]; R], [[simd.splat(0.0); K]; R]);
         for r in 0..R {
             (sum[r], square[r]) = (lines[r].sum, lines[r].square);
@@ -248,7 +249,7 @@ impl<T: Real> Pass<'_, T> {
                         S::as_vectors(&lanes).0[0]
                     };
                     let size = simd.abs(x);
-                    top = simd.select(simd.lt(top, size), size, top);
+                    tops[r] = simd.select(simd.lt(tops[r], size), size, tops[r]);
                     let size = simd.mul(size, scale);
                     sum[r][k] = simd.add(sum[r][k], size);
                     square[r][k] = simd.mul_add(size, size, square[r][k]);
@@ -261,7 +262,7 @@ impl<T: Real> Pass<'_, T> {
         for r in 0..R {
             (lines[r].sum, lines[r].square) = (sum[r], square[r]);
         }
-        *largest = top;
+        *largest = tops.into_iter().fold(*largest, |top, of_row| simd.select(simd.lt(top, of_row), of_row, top));
     }
 }
 

@@ -10,6 +10,7 @@ use core::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use faer::{MatMut, MatRef, Par};
 use pulp::{MemMask, Simd};
 
+use crate::cholesky::Block;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
@@ -95,6 +96,9 @@ pub struct Kernels<T: 'static> {
     pub(crate) sparse_wide: fn(Isa, &Compressed<T>, &[f64], &mut [f64], &mut [f64]),
     pub(crate) gram: fn(Isa, Par, MatRef<'_, T>, MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
     pub(crate) abs_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
+    pub(crate) wide_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
+    pub(crate) factor: fn(Isa, &mut Block<T>) -> bool,
+    pub(crate) solve: fn(Isa, Par, &Block<T>, MatMut<'_, T>),
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
     pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], &[T], &mut [T]),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
@@ -119,6 +123,9 @@ impl<T: Real> Kernels<T> {
             sparse_wide: crate::sparse::run_wide::<T>,
             gram: crate::gram::run_gram::<T>,
             abs_gram: crate::gram::run_abs_gram::<T>,
+            wide_gram: crate::gram::run_wide_gram::<T>,
+            factor: crate::cholesky::run_factor::<T>,
+            solve: crate::cholesky::run_solve::<T>,
             image: crate::gram::run_image::<T>,
             online: crate::online::run::<T>,
             scan: crate::scan::run::<T>,
@@ -175,6 +182,11 @@ pub trait Vector<T: Real>: Simd {
     /// # Safety
     /// `1 ≤ live ≤ LANES`, and `ptr` is valid for reading `live` elements.
     unsafe fn load_live(self, ptr: *const T, live: usize) -> Self::V;
+    /// Loads elements `from..to` behind `ptr` into their lanes; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `from ≤ to ≤ LANES`, and these elements are valid for reading.
+    unsafe fn load_between(self, ptr: *const T, from: usize, to: usize) -> Self::V;
     /// Stores the first `live` lanes to `ptr` and touches nothing else.
     ///
     /// # Safety
@@ -340,6 +352,12 @@ macro_rules! vectors {
                 // The mask without pulp's jump-table pointers: native masked moves instead of an indirect call.
                 let mask = MemMask::new(self.$between(0, live as $index).mask());
                 // SAFETY: the mask holds in the first `live` lanes only, which are readable (contract).
+                unsafe { self.$load(mask, ptr) }
+            }
+            #[inline(always)]
+            unsafe fn load_between(self, ptr: *const $t, from: usize, to: usize) -> Self::V {
+                let mask = MemMask::new(self.$between(from as $index, to as $index).mask());
+                // SAFETY: the mask holds in these lanes only, whose elements are readable (contract).
                 unsafe { self.$load(mask, ptr) }
             }
             #[inline(always)]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use dualprop_kernels::gram::{abs_gram, gram, image};
+use dualprop_kernels::gram::{abs_gram, gram, image, wide_gram};
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::product::Scratch;
 use dualprop_kernels::scan::{NotFinite, Scan, scan};
@@ -13,11 +13,12 @@ use dualprop_reference::elementary::Wide;
 use dualprop_reference::generate::{Family, generate};
 use dualprop_reference::gram as reference;
 use dualprop_reference::product::Matrix;
-use faer::Par;
+use faer::{MatMut, MatRef, Par};
 use rayon::ThreadPoolBuilder;
 
 tests_of_both_types!(
     sweeps,
+    rows_begin_anywhere_in_a_line,
     shared_sweeps,
     small_integers_are_exact,
     poison_propagates,
@@ -333,6 +334,37 @@ fn scans_find_the_first_odd_element<T: Scalar>() {
                 for layout in Layout::all() {
                     assert_eq!(scan(isa, a.relaid(layout).view(), &mut Scratch::new()), wanted, "{isa}, {layout:?}");
                 }
+            }
+        }
+    }
+}
+
+/// The bits are the same wherever the rows begin, and what lies between them has no part in it.
+fn rows_begin_anywhere_in_a_line<T: Scalar>() {
+    for (m, n) in [(12, 3), (9, 16), (20, 33), (16, 64), (21, 100)] {
+        let (a, x) = (Grid::<T>::random(m, n, Family::Uniform, 3), Grid::<T>::random(1, n, Family::Uniform, 4));
+        let wide: Vec<f64> = (0..n).map(|j| x.get(0, j).to_f64()).collect();
+        let widely = Matrix::from_fn(m, n, |i, j| Precision::F64.exact(a.get(i, j).to_f64()));
+        let exactly: Vec<Bounded> = wide.iter().map(|&x| Precision::F64.exact(x)).collect();
+        let (bounds, _) = reference::gram(&widely, &exactly);
+        let stride = n.next_multiple_of(16) + 16;
+        let mut first = None;
+        for isa in Isa::available() {
+            for offset in 0..16 {
+                let mut buffer = vec![T::from_f64(f64::NAN); offset + m * stride];
+                for i in 0..m {
+                    (0..n).for_each(|j| buffer[offset + i * stride + j] = a.get(i, j));
+                }
+                let view = MatRef::from_column_major_slice_with_stride(&buffer[offset..], n, m, stride).transpose();
+                let (mut y, mut in_f64, mut square) = (vec![T::ZERO; n], vec![0.0; n], [0.0]);
+                let out = MatMut::from_row_major_slice_mut(&mut y, 1, n);
+                gram(isa, Par::Seq, view, x.view(), out, &mut square, &mut Scratch::new());
+                wide_gram(isa, Par::Seq, view, &wide, &mut in_f64, &mut Scratch::new());
+                for (bound, &got) in bounds.iter().zip(&in_f64) {
+                    assert!(bound.admits(got), "{m} × {n} from {offset} on {isa}");
+                }
+                let bits: Vec<u64> = y.iter().map(|y| y.to_f64().to_bits()).chain(in_f64.iter().map(|y| y.to_bits())).collect();
+                assert_eq!(*first.get_or_insert((bits.clone(), square)), (bits, square), "{m} × {n} from {offset} on {isa}");
             }
         }
     }

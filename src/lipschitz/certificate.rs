@@ -1,30 +1,24 @@
 //! The proof that `‖A‖₂` is not above a number: `τI − AᵀA` has a Cholesky factor.
 
-use dualprop_kernels::epilogue::Epilogue;
-use dualprop_kernels::pack::{Bands, Panels};
-use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
-use dualprop_kernels::strided::Output;
 use dualprop_kernels::vector::Real;
 
-use super::cholesky::Cholesky;
+use super::cholesky::{Cholesky, roundings};
 use super::operator::Operator;
 use super::rounding::{down, gamma, up};
+use super::symmetric::Symmetric;
 use crate::matrix::RowMajor;
 use crate::runtime::Runtime;
 
 /// Depth of a slab of `A` that is multiplied at once.
 const SLAB: usize = 512;
 
-/// Columns of a block of `AᵀA`.
-const BLOCK: usize = 192;
-
 /// `G = fl(AᵀA)` or `fl(AAᵀ)`, whichever is smaller, and what is known of its error.
 ///
 /// With `Â` for the elements as [`Operator::block`] gives them, `‖A − Â‖₂ ≤ e`, every element of `G` is a sum over slabs of chains, so that
 /// `|G − ÂᵀÂ| ≤ γ_q |Â|ᵀ|Â|` for `q = slab + number of slabs`, and `‖ |Â|ᵀ|Â| ‖₂ ≤ ‖Â‖_F² ≤ tr G/(1 − γ_q)`.
 ///
-/// If Cholesky's algorithm runs to its end on `B = fl(τI − G)`, then `RᵀR = B + ΔB` with `|ΔB| ≤ γ_{n+1}|R|ᵀ|R|` (Higham 2002, 10.3, for every
-/// order of summation), hence `‖ΔB‖₂ ≤ φ tr B` with `φ = γ_{n+1}/(1 − γ_{n+1})`, and
+/// If Cholesky's algorithm runs to its end on `B = fl(τI − G)`, then `RᵀR = B + ΔB` with `|ΔB| ≤ γ_k|R|ᵀ|R|` (see [`roundings`]), hence
+/// `‖ΔB‖₂ ≤ φ tr B` with `φ = γ_k/(1 − γ_k) ≤ γ_{k+1}`, and
 /// `‖A‖₂ ≤ √(τ(1 + u) + φ tr B + γ_q ‖Â‖_F²) + e`.
 pub(crate) struct Certificate {
     /// Upper triangle.
@@ -35,7 +29,7 @@ pub(crate) struct Certificate {
     /// `e`.
     lost: f64,
     phi: f64,
-    cholesky: Cholesky,
+    cholesky: Cholesky<f64>,
 }
 
 impl Certificate {
@@ -43,39 +37,22 @@ impl Certificate {
     pub(crate) fn new<T: Real>(operator: &dyn Operator<T>, runtime: &Runtime) -> Option<Self> {
         let (m, n) = operator.shape();
         let (long, short) = (m.max(n), m.min(n));
-        let (isa, par) = (runtime.isa(), runtime.par());
         let mut gram = RowMajor::zeros(short, short);
         let mut slab = RowMajor::zeros(SLAB.min(long), short);
-        let blocks = short.div_ceil(BLOCK);
-        let (mut bands, mut panels) = (vec![Bands::new(); blocks], vec![Panels::new(); blocks]);
-        let (mut scratch, mut lost) = (Scratch::new(), 0.0);
+        let (mut symmetric, mut lost) = (Symmetric::new(), 0.0);
         for p0 in (0..long).step_by(SLAB) {
             let deep = SLAB.min(long - p0);
             let out = slab.view_mut().subrows_mut(0, deep);
             let error = if m >= n { operator.block(p0, 0, out)? } else { operator.block(0, p0, out.transpose_mut())? };
             lost = up(lost + error * error, 2);
-            let slab = slab.view().subrows(0, deep);
-            let block = |b: usize| slab.subcols(b * BLOCK, BLOCK.min(short - b * BLOCK));
-            for b in 0..blocks {
-                bands[b].pack(isa, block(b).transpose());
-                panels[b].pack(isa, block(b));
-            }
-            for (i, bands) in bands.iter().enumerate() {
-                for (j, panels) in panels.iter().enumerate().skip(i) {
-                    let (rows, cols) = (block(i).ncols(), block(j).ncols());
-                    let out = gram.view_mut().submatrix_mut(i * BLOCK, j * BLOCK, rows, cols);
-                    let epilogue = Epilogue::Accumulate { out: Output::new(out), scale: 1.0 };
-                    let blocking = Blocking { mc: BLOCK, kc: 256, nc: 1, group: 1 };
-                    product(isa, par, Rows::Packed(bands), Lanes::Packed(panels), epilogue, blocking, &mut scratch);
-                }
-            }
+            symmetric.add(1.0, slab.view().subrows(0, deep), gram.view_mut(), runtime);
         }
         let trace: f64 = (0..short).map(|i| gram.row(i)[i]).sum();
         let q = SLAB.min(long) + long.div_ceil(SLAB);
         // Elements of the slabs may be subnormal: `long` products for each of `short²` sums.
         let vanished = (short * short) as f64 * (long as f64 * f64::TINY);
         let error = up(gamma(q) * up(trace, short + q + 2) + vanished, 4);
-        let phi = gamma(short + 2);
+        let phi = gamma(roundings(short) + 1);
         Some(Self { gram, trace, error, lost: up(lost.sqrt(), 2), phi, cholesky: Cholesky::new(short) })
     }
 

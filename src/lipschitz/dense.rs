@@ -150,6 +150,11 @@ impl<T: Real> Operator<T> for Dense<'_, T> {
         Some(self.lost)
     }
 
+    fn elements(&self) -> Option<MatRef<'_, T>> {
+        // Scaling has to be exact.
+        (self.lost == 0.0).then(|| self.matrix())
+    }
+
     fn rescaled(&self, power: i32) -> Option<Box<dyn Operator<T> + '_>> {
         let mut lost = 0.0;
         let mut copy = Self::copied(self.matrix(), |x| T::from_f64(scaled(x.to_f64(), power)));

@@ -64,6 +64,12 @@ pub enum Proof {
         /// `τ`, in the square of the operator's units (infinity or 0 where that leaves the range of numbers).
         tau: f64,
     },
+    /// `η + ε²/(η − s)` for a Rayleigh quotient `η` of `AᵀA` and its residual `ε` (Temple, Kato 1949), where a factor of `sI + δvvᵀ − AᵀA` shows that
+    /// only one eigenvalue is above `s`; with rounding.
+    Temple {
+        /// `s`, in the square of the operator's units (infinity or 0 where that leaves the range of numbers).
+        level: f64,
+    },
     /// The norm of the matrix of norms of blocks.
     Compression {
         /// Rows and columns of a block.

@@ -63,6 +63,8 @@ pub(crate) struct Ritz {
     pub(crate) square: f64,
     /// An estimate (no bound) of how far it is below `‖A‖₂²`, relatively.
     pub(crate) error: f64,
+    /// The next eigenvalue of the projection.
+    pub(crate) next: f64,
 }
 
 impl<T: Real> Lanczos<T> {
@@ -193,9 +195,10 @@ impl<T: Real> Lanczos<T> {
         t.eigenvector(square, &mut self.ritz, &mut self.pivots);
         let residual = t.e[t.len() - 1] * self.ritz[t.len() - 1].abs();
         // Kato and Temple, with the next Ritz value for the next eigenvalue.
-        let apart = square - t.eigenvalue(2);
+        let next = t.eigenvalue(2);
+        let apart = square - next;
         let error = if residual == 0.0 { 0.0 } else { residual * (residual / apart).min(1.0) / square };
-        Some(Ritz { start: i, square, error: if error.is_nan() { f64::INFINITY } else { error } })
+        Some(Ritz { start: i, square, error: if error.is_nan() { f64::INFINITY } else { error }, next })
     }
 
     /// `out ←` the vector that belongs to `ritz`, which has to be the last that [`best`](Self::best) gave.

@@ -21,6 +21,8 @@ mod rounding;
 mod small;
 mod sparse;
 mod squaring;
+mod symmetric;
+mod temple;
 mod tracker;
 mod tridiagonal;
 

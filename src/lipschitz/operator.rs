@@ -73,6 +73,11 @@ pub trait Operator<T: Real>: Sync {
         None
     }
 
+    /// The elements themselves, for an operator that has all of them, with contiguous rows.
+    fn elements(&self) -> Option<MatRef<'_, T>> {
+        None
+    }
+
     /// `2^power · A`, for operators whose elements are too large or too small for products in `T`. What its [`image`](Self::image) and
     /// [`block`](Self::block) say of their errors is about `2^power · A` exactly, also where elements of theirs are rounded.
     fn rescaled(&self, _power: i32) -> Option<Box<dyn Operator<T> + '_>> {

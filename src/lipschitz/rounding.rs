@@ -4,7 +4,12 @@ use dualprop_kernels::vector::Real;
 
 /// `γ_k = ku/(1 − ku)`; infinity for `ku ≥ 1`.
 pub(crate) fn gamma(k: usize) -> f64 {
-    let ku = k as f64 * f64::UNIT_ROUNDOFF;
+    gamma_in::<f64>(k)
+}
+
+/// The same for the unit roundoff of `T`.
+pub(crate) fn gamma_in<T: Real>(k: usize) -> f64 {
+    let ku = k as f64 * T::UNIT_ROUNDOFF;
     if ku < 1.0 { up(ku / (1.0 - ku), 2) } else { f64::INFINITY }
 }
 
