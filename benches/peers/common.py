@@ -1,7 +1,7 @@
 """What the scripts of this folder share: the library around our kernels, aligned arrays, interleaved timing, and the table.
 
-Import it before NumPy: the number of threads (`--threads N`, 1 by default) is set for every library here. With one thread the process is
-pinned to one core, so that no peer takes a second one.
+Import it before NumPy: the number of threads (`--threads N`, 1 or 2, 1 by default) is set for every library here. The process is pinned to as
+many cores, so that no peer takes another one. Linux only.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 
 _parser = argparse.ArgumentParser()
-_parser.add_argument("--threads", type=int, default=1)
+_parser.add_argument("--threads", type=int, default=1, choices=(1, 2))
 _parser.add_argument("--rounds", type=int, default=7)
 _parser.add_argument("shapes", nargs="*")
 _arguments = _parser.parse_args()
@@ -32,8 +32,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'false' if THREADS == 1 else 'true'} intra_op_parallelism_threads={THREADS}"
 for _variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(_variable, None)  # it shall take its best kernel
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-THREADS:])
+CPUS = sorted(os.sched_getaffinity(0))[-THREADS:]
+os.sched_setaffinity(0, CPUS)
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,6 +50,7 @@ crate-type = ["cdylib"]
 dualprop = {{ path = "{root}" }}
 dualprop-kernels = {{ path = "{root}/kernels" }}
 faer = {{ version = "0.24.4", default-features = false, features = ["std", "rayon"] }}
+rayon = "1.10"
 """
 
 
@@ -161,7 +162,12 @@ class Library:
 
     def __init__(self):
         self.library = build("lines", (pathlib.Path(__file__).parent / "library.rs").read_text())
+        known = threads_of_process()
         self.library.start(C.c_size_t(THREADS))
+        if THREADS > 1:  # the process takes part in the work of other libraries, but not in that of ours
+            for cpu, thread in zip(CPUS, threads_of_process() - known):
+                os.sched_setaffinity(thread, [cpu])
+                PLACED.add(thread)
         self.library.time.restype = C.c_double
         self.library.time.argtypes = [C.c_void_p]
         self.library.training_loss.restype = C.c_double
@@ -224,8 +230,34 @@ def doubles(*numbers):
 # Timing.
 
 
+def threads_of_process():
+    return {int(thread) for thread in os.listdir("/proc/self/task")}
+
+
+def place():
+    """With several threads: the process on the first core, the helpers of each OpenMP or BLAS library, two threads in all, on the second.
+
+    Left alone, the kernel now and then runs both on one core for the whole slice. Pools with names of their own (of JAX, of autograd) are
+    left to it.
+    """
+    if THREADS == 2:
+        main = os.getpid()
+        own = pathlib.Path(f"/proc/self/task/{main}/comm").read_text()
+        for thread in threads_of_process() - PLACED - {main}:
+            named = pathlib.Path(f"/proc/self/task/{thread}/comm").read_text() != own
+            os.sched_setaffinity(thread, CPUS if named else CPUS[1:])
+            PLACED.add(thread)
+        os.sched_setaffinity(main, CPUS[:1])
+
+
+PLACED = set()
+
+
 def timed(runs, rounds=None, slice=SLICE, pause=PAUSE):
     """For each the median time of a call in every round. A run may return the seconds that count."""
+    for run in runs.values():
+        run()
+    place()
     times = {name: [] for name in runs}
     for _ in range(rounds or ROUNDS):
         for name, run in runs.items():

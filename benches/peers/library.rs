@@ -30,6 +30,7 @@ fn runtime() -> &'static Runtime {
 /// The best instruction set on so many threads.
 #[unsafe(no_mangle)]
 pub extern "C" fn start(threads: usize) {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("one start");
     RUNTIME.set(Runtime::new(Isa::best(), dualprop::Par::Seq).with_threads(threads)).expect("one start");
 }
 
@@ -479,11 +480,7 @@ fn together(repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
         (0..repeats).for_each(|_| work(thread));
         (start, Instant::now())
     };
-    let times: Vec<_> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|thread| scope.spawn(move || go(thread))).collect();
-        let own = go(0);
-        others.into_iter().map(|other| other.join().expect("a pass")).chain([own]).collect()
-    });
+    let times = if threads == 1 { vec![go(0)] } else { rayon::broadcast(|context| go(context.index())) };
     let start = times.iter().map(|time| time.0).min().expect("a thread");
     let end = times.iter().map(|time| time.1).max().expect("a thread");
     (end - start).as_secs_f64() / repeats as f64

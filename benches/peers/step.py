@@ -68,6 +68,14 @@ class Net:
         wide = lambda arrays: [x.astype(np.float64) for x in arrays]
         return wide(self.weights), wide(self.biases)
 
+    def check_gradients(self, what, got, rounds=0, beta=1e-6):
+        """Compares gradients of the weights by their angle with those in f64; by a nudge that small they are those of back-propagation."""
+        wanted = dual(np, *self.exact(), self.x.astype(np.float64), self.y.astype(np.float64), rounds, beta)[0]
+        for k, (mine, exact) in enumerate(zip(got, wanted)):
+            mine = np.asarray(mine, np.float64)
+            cosine = (mine * exact).sum() / np.sqrt((mine**2).sum() * (exact**2).sum())
+            assert cosine > 0.9999, f"{what}, gradient {k}: cosine {cosine}"
+
     def prediction(self, rows):
         """In f64, and what f32 may be off: each layer adds its roundings to the errors of its inputs."""
         weights, biases = self.exact()
@@ -87,21 +95,16 @@ def ours(library, net):
     lib.training.restype = C.c_void_p
     layers = len(net.weights)
     for name, rounds in (("dualprop DPt", 0), ("dualprop DPt, R = 5", 5), ("dualprop back-propagation", -1)):
-        plan = lambda beta: C.c_void_p(
-            lib.training(C.c_size_t(layers), widths, weights, C.c_size_t(net.batch), rounds, C.c_double(beta), at(net.x), at(net.labels))
+        plan = lambda: C.c_void_p(
+            lib.training(C.c_size_t(layers), widths, weights, C.c_size_t(net.batch), rounds, C.c_double(NUDGE), at(net.x), at(net.labels))
         )
-        # Nudges that small follow back-propagation but for a few units near their kinks.
-        for beta in (NUDGE, 1e-3):
-            made = plan(beta)
-            gradients = dual(np, *net.exact(), net.x.astype(np.float64), net.y.astype(np.float64), max(rounds, 0), beta)[0]
-            for k, wanted in enumerate(gradients):
-                got = aligned(*wanted.shape)
-                lib.training_gradient(made, C.c_size_t(k), at(got))
-                cosine = (got * wanted).sum() / np.sqrt((got.astype(np.float64) ** 2).sum() * (wanted**2).sum())
-                assert cosine > 0.9999 or (rounds < 0 and beta == NUDGE), f"{name}, gradient {k}: cosine {cosine}"
-            lib.drop_training(made)
-        runs[name] = library.task("training_step", plan(NUDGE), C.c_double(RATE))
-    made = plan(NUDGE)
+        made, gradients = plan(), [aligned(*w.shape) for w in net.weights]
+        for k, gradient in enumerate(gradients):
+            lib.training_gradient(made, C.c_size_t(k), at(gradient))
+        lib.drop_training(made)
+        net.check_gradients(name, gradients, *((rounds, NUDGE) if rounds >= 0 else ()))
+        runs[name] = library.task("training_step", plan(), C.c_double(RATE))
+    made = plan()
     return runs, library.task("prediction", made, C.c_size_t(SAMPLES), at(net.many), at(out)), lambda: out, kept
 
 
@@ -140,6 +143,9 @@ def with_torch(t, net):
         gradients()
         compiled_optimizer.step()
 
+    for name, step, trained in (("PyTorch eager", eager, model), ("torch.compile", compiled, compiled_model)):
+        step()
+        net.check_gradients(name, [layer.weight.grad.numpy() for layer in trained if hasattr(layer, "weight")])
     runs = {"PyTorch eager, fused Adam": eager, "torch.compile, fused Adam": compiled}
     frozen = make()[0].eval()
     out = [None, None]
@@ -176,18 +182,18 @@ def with_jax(j, net):
         c1, c2 = 1 - BETA1**step, 1 - BETA2**step
         return j.tree.map(lambda p, m, v: p - RATE * (m / c1) / (jnp.sqrt(v / c2) + EPSILON), p, m, v), m, v, step
 
-    def back_propagation(state, x, y):
-        loss = lambda p: 0.5 * ((forward(jnp, *p, x)[-1] - y) ** 2).sum() / len(x)
-        return adam(state, j.grad(loss)(state[0]))
+    def back_propagation(p, x, y):
+        return j.grad(lambda p: 0.5 * ((forward(jnp, *p, x)[-1] - y) ** 2).sum() / len(x))(p)
 
     def rounds(count):
-        return lambda state, x, y: adam(state, dual(jnp, *state[0], x, y, count, NUDGE))
+        return lambda p, x, y: dual(jnp, *p, x, y, count, NUDGE)
 
     runs = {}
-    steps = (("JAX jit", back_propagation), ("JAX jit DPt", rounds(0)), ("JAX jit DPt, R = 5", rounds(5)))
-    for name, function in steps:
-        step = j.jit(function, donate_argnums=0)
+    methods = (("JAX jit", back_propagation, ()), ("JAX jit DPt", rounds(0), (0, NUDGE)), ("JAX jit DPt, R = 5", rounds(5), (5, NUDGE)))
+    for name, gradients, reference in methods:
         p = (list(weights), list(biases))
+        net.check_gradients(name, j.jit(gradients)(p, x, y)[0], *reference)
+        step = j.jit(lambda state, x, y, gradients=gradients: adam(state, gradients(state[0], x, y)), donate_argnums=0)
         state = [j.tree.map(lambda a: a.copy(), (p, j.tree.map(jnp.zeros_like, p), j.tree.map(jnp.zeros_like, p), jnp.float32(0)))]
 
         def run(step=step, state=state):
