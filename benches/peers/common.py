@@ -22,12 +22,12 @@ _parser.add_argument("shapes", nargs="*")
 _arguments = _parser.parse_args()
 THREADS, ROUNDS, SHAPES = _arguments.threads, _arguments.rounds, _arguments.shapes
 SLICE = 0.012  # seconds of a candidate in a round
-PAUSE = 0.0 if THREADS == 1 else 0.01  # until the threads of the last candidate sleep
+PAUSE = 0.0 if THREADS == 1 else 0.02  # until the threads of the last candidate sleep
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ[_variable] = str(THREADS)
 os.environ["MKL_THREADING_LAYER"], os.environ["MKL_INTERFACE_LAYER"] = "SEQUENTIAL" if THREADS == 1 else "INTEL", "LP64"
-os.environ["KMP_BLOCKTIME"] = "5"
+os.environ["KMP_BLOCKTIME"], os.environ["OPENBLAS_THREAD_TIMEOUT"] = "5", "18"  # helpers that wait for the next call soon sleep
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'false' if THREADS == 1 else 'true'} intra_op_parallelism_threads={THREADS}"
 for _variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):

@@ -145,7 +145,7 @@ text { font: 12px sans-serif; fill: #333; } .axis { stroke: #888; } .grid { stro
 def picture(cells):
     """Share of the FMA peak over arithmetic intensity, relative to that of the ridge; ours full, the best peer hollow."""
     cells = [cell for cell in cells if cell.threads == 1 and float(cell.ours["memory_us"]) > 0 and cell.line in COLOURS]
-    left, top, width, height = 60, 20, 640, 420
+    left, top, width, height = 84, 20, 640, 420
     low, high, floor = 2.0**-5, 2.0**7, 2.0**-6
 
     def x(value):
@@ -154,7 +154,7 @@ def picture(cells):
     def y(value):
         return top + height * math.log(1 / max(value, floor)) / math.log(1 / floor)
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 500" role="img">', STYLE]
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 500" role="img">', STYLE]
     for k in range(-5, 8):
         parts.append(f'<path class="grid" d="M{x(2.0**k):.1f} {top}V{top + height}"/>')
         label = f"{2**k}" if k >= 0 else f"1/{2**-k}"

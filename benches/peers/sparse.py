@@ -66,7 +66,7 @@ def handle(mkl, p, n, start, indices, values):
     return made
 
 
-def pair(intel, made, p, x, t, y):
+def pair(mkl, made, p, x, t, y):
     one, zero = C.c_float(1), C.c_float(0)
     steps = ((PLAIN, at(x), at(t)), (TRANSPOSED, at(t), at(y)))
     if p == 1:
