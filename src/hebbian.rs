@@ -3,6 +3,7 @@
 //! The contraction runs over the batch; the optimizer is the epilogue of the product, so the gradient never goes to memory.
 
 use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::online as kernel;
 use dualprop_kernels::optimizer::Descent;
 use dualprop_kernels::strided::Output;
 use dualprop_kernels::vector::Real;
@@ -13,6 +14,7 @@ pub use dualprop_kernels::optimizer::{Decay, Optimizer, Update};
 
 use crate::check;
 use crate::error::Error;
+use crate::runtime::Runtime;
 use crate::workspace::Workspace;
 
 /// One step of an optimizer on `weights` (`n_out × n_in`) along the gradient `update.scale·diffᵀ·mean` (+ decay), for
@@ -37,11 +39,7 @@ pub fn update<T: Real>(
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
     check_shapes(weights.rb(), diff, mean)?;
-    check::length("moments", moments.len(), update.optimizer.moments())?;
-    for moment in moments.iter() {
-        check::shape("moments", moment.rb(), (weights.nrows(), weights.ncols()))?;
-    }
-    check::parameter("step", update.step as f64, "at least 1", update.step > 0)?;
+    check_state(weights.rb(), moments, update)?;
     let moments = moments.iter_mut().map(|moment| moment.rb_mut());
     if is_column_major(weights.rb()) {
         let moments = moments.map(|moment| moment.transpose_mut());
@@ -49,6 +47,38 @@ pub fn update<T: Real>(
     } else {
         workspace.outer(diff, mean, Epilogue::Update(Descent::new(weights, moments, *update)));
     }
+    Ok(())
+}
+
+/// [`update`] for one sample, `W ← optimizer(W, scale·δ s̄ᵀ)` with `δ` = `diff` (`n_out`) and `s̄` = `mean` (`n_in`), and `image ← W x` with the
+/// new weights for `x` = `next` (`n_in`), in one pass over the weights: the end of an online step and the beginning of the next.
+///
+/// Weights and moments have the bits that [`update`] gives them for a batch of one. Element `i` of `image` (`n_out`) is off by at most
+/// `γ_{⌈n_in/L⌉+log₂ L}·(|W||x|)_i`, `L` being 16 for f32 and 8 for f64; it has the same bits on every instruction set and for every number of
+/// threads, but not those of [`relax::drive`](crate::relax::drive), which adds in another order. Contiguous rows are fast. Costs
+/// `4·n_out·n_in` flops beside those of the optimizer.
+///
+/// # Errors
+/// [`Error::Length`] and [`Error::Shape`] name the operand that does not fit; [`Error::Parameter`] for step 0. NaN and infinity propagate.
+#[expect(clippy::too_many_arguments, reason = "weights and state, a sample, a rule, another sample: one idea each")]
+pub fn online<T: Real>(
+    weights: MatMut<'_, T>,
+    moments: &mut [MatMut<'_, T>],
+    diff: &[T],
+    mean: &[T],
+    update: &Update,
+    next: &[T],
+    image: &mut [T],
+    runtime: &Runtime,
+) -> Result<(), Error> {
+    let (n_out, n_in) = (weights.nrows(), weights.ncols());
+    check::length("diff", diff.len(), n_out)?;
+    check::length("mean", mean.len(), n_in)?;
+    check::length("next", next.len(), n_in)?;
+    check::length("image", image.len(), n_out)?;
+    check_state(weights.rb(), moments, update)?;
+    let descent = Descent::new(weights, moments.iter_mut().map(|moment| moment.rb_mut()), *update);
+    kernel::online(runtime.isa(), runtime.par(), descent, diff, mean, next, image);
     Ok(())
 }
 
@@ -70,6 +100,14 @@ pub fn gradient<T: Real>(
         workspace.outer(diff, mean, Epilogue::Store { out: Output::new(gradient), scale });
     }
     Ok(())
+}
+
+fn check_state<T>(weights: MatRef<'_, T>, moments: &[MatMut<'_, T>], update: &Update) -> Result<(), Error> {
+    check::length("moments", moments.len(), update.optimizer.moments())?;
+    for moment in moments {
+        check::shape("moments", moment.rb(), (weights.nrows(), weights.ncols()))?;
+    }
+    check::parameter("step", update.step as f64, "at least 1", update.step > 0)
 }
 
 fn check_shapes<T>(weights: MatRef<'_, T>, diff: MatRef<'_, T>, mean: MatRef<'_, T>) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{bits, labels, methods, network, runtime, uniform};
+use dualprop::hebbian::{self, Update};
 use dualprop::lipschitz::{Dense, lower_bound};
 use dualprop::network::{
     Decay, Init, LearningRate, Loss, Method, Network, NudgeAt, Optimizer, Output, Schedule, Settings, Targets, Trainer,
@@ -580,4 +581,34 @@ proptest! {
         make::<f32>(&calls);
         make::<f64>(&calls);
     }
+}
+
+#[test]
+fn operands_of_an_online_step() {
+    let adam = Update { optimizer: Optimizer::ADAM, decay: Decay::None, learning_rate: 0.1, step: 1, scale: -1.0 };
+    let message = |lens: [usize; 4], moments: &[(usize, usize)], update: &Update| {
+        let mut weights = Mat::<f32>::zeros(2, 3);
+        let mut moments: Vec<Mat<f32>> = moments.iter().map(|&(m, n)| Mat::zeros(m, n)).collect();
+        let mut moments: Vec<_> = moments.iter_mut().map(Mat::as_mut).collect();
+        let [diff, mean, next, mut image] = lens.map(|len| vec![1.0; len]);
+        let result = hebbian::online(weights.as_mut(), &mut moments, &diff, &mean, update, &next, &mut image, &runtime());
+        if result.is_err() {
+            assert_eq!((weights, image), (Mat::zeros(2, 3), vec![1.0; lens[3]]), "nothing is written");
+        }
+        result.map_err(|error| error.to_string())
+    };
+    let both = [(2, 3); 2];
+    assert_eq!(message([2, 3, 3, 2], &both, &adam), Ok(()));
+    for (lens, wanted) in [
+        ([1, 3, 3, 2], "diff has 1 elements, but must have 2"),
+        ([2, 2, 3, 2], "mean has 2 elements, but must have 3"),
+        ([2, 3, 4, 2], "next has 4 elements, but must have 3"),
+        ([2, 3, 3, 3], "image has 3 elements, but must have 2"),
+    ] {
+        assert_eq!(message(lens, &both, &adam), Err(wanted.to_owned()));
+    }
+    assert_eq!(message([2, 3, 3, 2], &both[..1], &adam), Err("moments has 1 elements, but must have 2".to_owned()));
+    assert_eq!(message([2, 3, 3, 2], &[(2, 3), (3, 2)], &adam), Err("moments is 3 × 2, but must be 2 × 3".to_owned()));
+    let early = Update { step: 0, ..adam };
+    assert_eq!(message([2, 3, 3, 2], &both, &early), Err("step is 0, but must be at least 1".to_owned()));
 }

@@ -138,6 +138,39 @@ fn both_slopes_at_kinks() {
     }
 }
 
+/// Samples that fall into groups, some of them where all units are dead: what products begin with must not be seen, not even in a zero.
+#[test]
+fn local_constants_of_samples_that_are_alike() {
+    const SAMPLES: usize = 400;
+    let mut network = network::<f32>(&[20, 40, 30, 4], Activation::Relu, true, 3);
+    for k in 0..2 {
+        network.bias_mut(k).expect("it has one").fill(-0.5);
+    }
+    let (centres, noise) = (uniform::<f32>(5, 20, [-2.0, 2.0], 4), uniform::<f32>(SAMPLES, 20, [-0.1, 0.1], 5));
+    let x = Mat::from_fn(SAMPLES, 20, |i, j| if i % 6 == 5 { 0.0 } else { centres[(i % 6, j)] + noise[(i, j)] });
+    let (mut zeros, mut compared) = (0, 0);
+    for gap in [1e-3, 1e-8] {
+        let found = local(&network, x.as_ref(), Kinks::Smaller, gap, &runtime()).expect("sound arguments");
+        for (i, found) in found.iter().enumerate() {
+            let sample: Vec<f64> = x.row(i).iter().map(|&x| f64::from(x)).collect();
+            let (slopes, nearest) = slopes(&network, &sample);
+            if nearest < 1e-4 {
+                continue;
+            }
+            let exact = norm(&jacobian(&network, |k, i| slopes[k][i]));
+            let slack = slack(10.0);
+            assert!(found.lower <= exact + slack && exact <= found.upper + slack, "{found:?} {exact}");
+            assert!(found.gap() <= gap, "{found:?}");
+            compared += 1;
+            if slopes[1].iter().all(|&d| d == 0.0) {
+                assert_eq!((found.lower, found.upper, found.proof), (0.0, 0.0, Proof::Zero));
+                zeros += 1;
+            }
+        }
+    }
+    assert!(zeros >= SAMPLES / 6 && compared > SAMPLES, "{zeros} zeros, {compared} samples compared");
+}
+
 /// The largest norm over all patterns of active units.
 fn exhaustive<T: Real>(network: &Network<T>) -> f64 {
     let hidden = &network.widths()[1..network.layers()];

@@ -358,7 +358,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Kernel<T> for Walk<'_, '_, T, Q, P> 
 }
 
 /// Virtual lanes of a product: a cache line.
-const fn lanes<T>() -> usize {
+pub(crate) const fn lanes<T>() -> usize {
     64 / size_of::<T>()
 }
 
@@ -410,7 +410,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Walk<'_, '_, T, Q, P> {
 
 /// Adds up the lanes by halves.
 #[inline(always)]
-fn fold<T: Real>(lanes: &[T]) -> T {
+pub(crate) fn fold<T: Real>(lanes: &[T]) -> T {
     // A line has 16 lanes of f32 or 8 of f64.
     let mut sums = [T::ZERO; 8];
     sums.copy_from_slice(&lanes[..8]);

@@ -8,7 +8,9 @@
 //! * [`isa`]: the instruction sets and the way into them; [`vector`]: one vocabulary for f32 and f64;
 //! * [`product`]: the loops; [`pack`]: packed operands; [`epilogue`], [`optimizer`]: what becomes of the sums;
 //! * [`activation`], [`elementary`]: activations and the functions under them; [`reduce`]: sums, norms, maxima;
-//! * [`sparse`]: products with sparse matrices and updates on a fixed pattern; [`strided`]: matrices as kernels see them.
+//! * [`gram`], [`online`]: sweeps that do two products, or an update and a product, in one pass;
+//! * [`sparse`]: products with sparse matrices and updates on a fixed pattern; [`selected`]: products with some rows of a matrix;
+//! * [`strided`]: matrices as kernels see them.
 //!
 //! Public functions are safe: they check what memory safety needs and panic on a caller's mistake. The crate `dualprop` on top checks
 //! everything first and returns errors. The README of this crate says how to add things.
@@ -21,11 +23,13 @@ pub mod elementary;
 pub mod epilogue;
 pub mod gram;
 pub mod isa;
+pub mod online;
 pub mod optimizer;
 pub mod pack;
 pub mod product;
 pub mod reduce;
 pub mod scan;
+pub mod selected;
 pub mod sparse;
 pub mod strided;
 mod tile;

@@ -103,8 +103,24 @@ impl<'a, T: Real> Descent<'a, T> {
         self.moments = self.moments.map(|moment| moment.map(Target::transpose));
     }
 
+    /// Rows and columns of the weights.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        self.weights.shape()
+    }
+
     /// Hands the compiled form to `run`.
     pub(crate) fn with(&self, run: &mut dyn FnMut(&dyn Finish<T>)) {
+        struct Run<'r, T>(&'r mut dyn FnMut(&dyn Finish<T>));
+        impl<T: Real> Rule<T> for Run<'_, T> {
+            fn follow<A: Descend<T>>(self, epilogue: A) {
+                (self.0)(&epilogue);
+            }
+        }
+        self.visit(Run(run));
+    }
+
+    /// Hands the epilogue to `rule`, in its own type.
+    pub(crate) fn visit(&self, rule: impl Rule<T>) {
         let c = |x: f64| T::from_f64(x);
         let Update { optimizer, decay, learning_rate: rate, step: t, scale } = self.update;
         let (pull, keep) = match decay {
@@ -114,13 +130,13 @@ impl<'a, T: Real> Descent<'a, T> {
         };
         let step = Step { weights: self.weights, scale: c(scale), pull: c(pull), keep: c(keep), rate: c(rate) };
         match (optimizer, self.moments) {
-            (Optimizer::Sgd, _) if pull == 0.0 => run(&Plain(step)),
-            (Optimizer::Sgd, _) => run(&step),
-            (Optimizer::Momentum { mu }, [Some(momentum), _]) => run(&HeavyBall { step, momentum, mu: c(mu) }),
+            (Optimizer::Sgd, _) if pull == 0.0 => rule.follow(Plain(step)),
+            (Optimizer::Sgd, _) => rule.follow(step),
+            (Optimizer::Momentum { mu }, [Some(momentum), _]) => rule.follow(HeavyBall { step, momentum, mu: c(mu) }),
             (Optimizer::Adam { beta1, beta2, epsilon }, [Some(first), Some(second)]) => {
                 let correction = (1.0 - power(beta2, t)).sqrt();
                 let rate = c(rate * correction / (1.0 - power(beta1, t)));
-                run(&AdamStep {
+                rule.follow(AdamStep {
                     step: Step { rate, ..step },
                     first,
                     second,
@@ -134,6 +150,21 @@ impl<'a, T: Real> Descent<'a, T> {
             _ => unreachable!("`new` has counted the moments"),
         }
     }
+}
+
+/// What is done with the epilogue of an optimizer.
+pub(crate) trait Rule<T: Real> {
+    /// Does it.
+    fn follow<A: Descend<T>>(self, epilogue: A);
+}
+
+/// The epilogue of an optimizer.
+pub(crate) trait Descend<T: Real>: Apply<T> {
+    /// [`Apply::apply`] that returns the new weights.
+    ///
+    /// # Safety
+    /// As for [`Apply::apply`].
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V;
 }
 
 /// `bⁿ` by squaring: products only, so the bits depend on no library.
@@ -191,11 +222,20 @@ unsafe impl<T: Real> Apply<T> for Step<'_, T> {
 
     #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+        // SAFETY: passed on.
+        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+    }
+}
+
+impl<T: Real> Descend<T> for Step<'_, T> {
+    #[inline(always)]
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
         let w = unsafe { self.weights.load::<S, UNIT>(simd, col, live) };
         let new = self.descend(simd, w, self.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
         unsafe { self.weights.store::<S, UNIT>(simd, col, live, new) };
+        new
     }
 }
 
@@ -216,17 +256,31 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
         Self(self.0.skip_rows(rows))
     }
 
+    #[inline(always)]
+    fn prefetch(&self, col: usize) {
+        self.0.weights.prefetch(col);
+    }
+
     fn is_unit(&self) -> bool {
         self.0.is_unit()
     }
 
     #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+        // SAFETY: passed on.
+        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+    }
+}
+
+impl<T: Real> Descend<T> for Plain<'_, T> {
+    #[inline(always)]
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
         let w = unsafe { self.0.weights.load::<S, UNIT>(simd, col, live) };
         let new = self.0.descend(simd, w, simd.mul(simd.splat(self.0.scale), sums));
         // SAFETY: contract of `apply`.
         unsafe { self.0.weights.store::<S, UNIT>(simd, col, live, new) };
+        new
     }
 }
 
@@ -248,12 +302,26 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
         Self { step: self.step.skip_rows(rows), momentum: self.momentum.skip_rows(rows), ..self }
     }
 
+    #[inline(always)]
+    fn prefetch(&self, col: usize) {
+        self.step.weights.prefetch(col);
+        self.momentum.prefetch(col);
+    }
+
     fn is_unit(&self) -> bool {
         self.step.is_unit() && self.momentum.is_unit()
     }
 
     #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+        // SAFETY: passed on.
+        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+    }
+}
+
+impl<T: Real> Descend<T> for HeavyBall<'_, T> {
+    #[inline(always)]
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
         let w = unsafe { self.step.weights.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
@@ -261,8 +329,10 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
         let m = simd.mul_add(simd.splat(self.mu), m, self.step.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
         unsafe { self.momentum.store::<S, UNIT>(simd, col, live, m) };
+        let new = self.step.descend(simd, w, m);
         // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, self.step.descend(simd, w, m)) };
+        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, new) };
+        new
     }
 }
 
@@ -290,12 +360,27 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
         Self { step: self.step.skip_rows(rows), first: self.first.skip_rows(rows), second: self.second.skip_rows(rows), ..self }
     }
 
+    #[inline(always)]
+    fn prefetch(&self, col: usize) {
+        self.step.weights.prefetch(col);
+        self.first.prefetch(col);
+        self.second.prefetch(col);
+    }
+
     fn is_unit(&self) -> bool {
         self.step.is_unit() && self.first.is_unit() && self.second.is_unit()
     }
 
     #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+        // SAFETY: passed on.
+        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+    }
+}
+
+impl<T: Real> Descend<T> for AdamStep<'_, T> {
+    #[inline(always)]
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
         let w = unsafe { self.step.weights.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
@@ -310,7 +395,9 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
         unsafe { self.first.store::<S, UNIT>(simd, col, live, m) };
         // SAFETY: contract of `apply`.
         unsafe { self.second.store::<S, UNIT>(simd, col, live, v) };
+        let new = self.step.descend(simd, w, direction);
         // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, self.step.descend(simd, w, direction)) };
+        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, new) };
+        new
     }
 }

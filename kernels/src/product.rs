@@ -40,6 +40,10 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// The same without the first rows of the product.
     fn skip_rows(self, rows: usize) -> Self;
 
+    /// Asks for the operands of the first row's element `col`, which need not exist; for epilogues that read what they write.
+    #[inline(always)]
+    fn prefetch(&self, _col: usize) {}
+
     /// Takes the sums of elements `col..col + live` of the first row.
     ///
     /// # Safety
@@ -128,6 +132,10 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
         let Tiles { rows, mut lanes, depth, count, .. } = *self.tiles;
         let each: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(self.row + r));
         for t in 0..count {
+            // Two tiles ahead: the hardware does not see far along so many rows at once.
+            for v in 0..V {
+                each.iter().for_each(|row| row.prefetch(self.col + ((t + 2) * V + v) * S::LANES));
+            }
             // SAFETY: contract of `Finish::finish_tiles`.
             let sums = unsafe { tile::accumulate(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth) };
             for r in 0..R {
@@ -211,9 +219,9 @@ impl Blocking {
     pub fn streaming_rows<T: Real>(isa: Isa, depth: usize) -> Self {
         let (mr, width) = (isa.tile().0, panel_width::<T>(isa));
         let kc = depth.clamp(1, 512);
+        // Long rows: an epilogue walks along each of them.
         let near = 2 * CACHE / size_of::<T>() / (kc * width);
-        let nc = near.clamp(1, 16);
-        Self { mc: mr, kc, nc, group: (near / nc).max(1) }
+        Self { mc: mr, kc, nc: near.clamp(1, 128), group: 1 }
     }
 
     /// A few rows against a right operand with contiguous columns that is read where it is: for hardly any rows shallow blocks of depth
@@ -471,11 +479,11 @@ impl<T: Real> Work<'_, T> {
         }
     }
 
-    /// Whether a panel of `cols` columns can be read where it is: packed, or contiguous and whole.
+    /// Whether a panel of `cols` columns can be read where it is: packed, or contiguous in whole vectors.
     fn lies_well(&self, cols: usize) -> bool {
         match self.lanes {
             Lanes::Packed(_) => true,
-            Lanes::View(view) => view.col_stride() == 1 && cols == self.width,
+            Lanes::View(view) => view.col_stride() == 1 && cols.is_multiple_of(self.width / self.nv),
         }
     }
 
@@ -516,6 +524,9 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Applied<'_, '_, T, A> {
     }
 }
 
+/// Vectors between what an epilogue works on and what it asks for.
+pub(crate) const AHEAD: usize = 24;
+
 impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
     #[inline(always)]
     fn rows<S: Vector<T>, const UNIT: bool>(self, simd: S) {
@@ -525,6 +536,7 @@ impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
             let (vectors, _) = S::as_vectors(&sums[i * stride..][..cols.next_multiple_of(S::LANES)]);
             let whole = cols / S::LANES;
             for (v, &sums) in vectors.iter().enumerate().take(whole) {
+                epilogue.prefetch(j0 + (v + AHEAD) * S::LANES);
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.
                 unsafe { epilogue.apply::<S, UNIT>(simd, sums, j0 + v * S::LANES, S::LANES) };
             }

@@ -18,6 +18,7 @@ use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{MatMut, MatRef, Par};
 
 use crate::epilogue::Epilogue;
+use crate::gram::lanes;
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
 use crate::product::{Finish, Scratch, Sums};
@@ -29,11 +30,6 @@ const NARROW: usize = 8;
 
 /// Lines whose squares are summed together, and that one call of a kernel works on; a multiple of every [`arch::square`](crate::arch::square).
 const PART: usize = 128;
-
-/// Elements of a cache line: the virtual lanes of a sum.
-const fn lanes<T>() -> usize {
-    64 / size_of::<T>()
-}
 
 /// Gradients that are handed to the optimizer at once.
 const GRADIENTS: usize = 1024;

@@ -3,6 +3,7 @@
 use core::marker::PhantomData;
 use faer::{MatMut, MatRef};
 
+use crate::arch;
 use crate::vector::{Real, Vector};
 
 /// A matrix that is only read. Strides are in elements; a row stride of 0 repeats one row.
@@ -172,6 +173,12 @@ impl<'a, T: Real> Target<'a, T> {
         }
         // SAFETY: `live` elements of the view (contract).
         unsafe { gather(simd, at, stride, live) }
+    }
+
+    /// Asks for the cache line of element `col` of the first row, which need not exist.
+    #[inline(always)]
+    pub(crate) fn prefetch(self, col: usize) {
+        arch::prefetch(self.ptr.wrapping_offset(col as isize * self.col_stride));
     }
 
     /// Overwrites elements `col..col + live` of the first row with the first lanes.

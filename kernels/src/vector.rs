@@ -12,9 +12,10 @@ use pulp::{MemMask, Simd};
 
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
-use crate::optimizer::Update;
+use crate::optimizer::{Descent, Update};
 use crate::product::{Problem, Scratch};
 use crate::scan::{NotFinite, Scan};
+use crate::selected::Selected;
 use crate::sparse::{Compressed, Matrix};
 
 mod sealed {
@@ -95,7 +96,10 @@ pub struct Kernels<T: 'static> {
     pub(crate) gram: fn(Isa, Par, MatRef<'_, T>, MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
     pub(crate) abs_gram: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64], &mut Scratch<f64>),
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
+    pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], &[T], &mut [T]),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
+    pub(crate) selected: fn(Isa, MatRef<'_, T>, bool, &mut [Selected<'_, T>]),
+    pub(crate) inner: fn(Isa, MatRef<'_, T>, MatMut<'_, f64>),
 }
 
 impl<T: Real> Kernels<T> {
@@ -116,7 +120,10 @@ impl<T: Real> Kernels<T> {
             gram: crate::gram::run_gram::<T>,
             abs_gram: crate::gram::run_abs_gram::<T>,
             image: crate::gram::run_image::<T>,
+            online: crate::online::run::<T>,
             scan: crate::scan::run::<T>,
+            selected: crate::selected::run_selected::<T>,
+            inner: crate::selected::run_inner::<T>,
         }
     }
 }

@@ -6,18 +6,20 @@
 
 mod common;
 
-use common::{Grid, Scalar};
+use common::{Grid, Layout, Scalar};
 use core::fmt::Display;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, cos_pi, ln, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
 use dualprop_kernels::gram::{abs_gram, gram, image};
 use dualprop_kernels::isa::Isa;
+use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
-use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
+use dualprop_kernels::selected::{Selected, inner, selected};
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
@@ -463,6 +465,41 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     lines.into()
 }
 
+/// Updates with products; the last [`LARGE`] are shared out over threads.
+fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
+    let mut line = Line::new::<T>(&"online");
+    let mut random = SplitMix64::new(9);
+    for number in 0..SMALL + LARGE {
+        let (m, n) = if number < SMALL { (random.below(40) as usize + 1, random.below(90) as usize + 1) } else { (515, 1030) };
+        let grid = |k: u64| Grid::<T>::random(m, n, Family::ALL[number as usize % 6], 10 * number + k);
+        let (weights, momentum) = (grid(0), grid(1));
+        let vector = |len, k| Grid::<T>::random(1, len, Family::Uniform, 10 * number + k);
+        let (diff, mean, next) = (vector(m, 2), vector(n, 3), vector(n, 4));
+        let optimizer = Optimizer::MOMENTUM;
+        let update = Update { optimizer, decay: Decay::Coupled(5e-4), learning_rate: 0.1, step: 1 + number, scale: -0.125 };
+        let mut hashes = Vec::new();
+        for isa in Isa::available() {
+            for (pool, threads) in pools.iter().zip(THREADS) {
+                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let (mut weights, mut momentum) = (way.placed(0, &weights), way.placed(1, &momentum));
+                let [diff, mean, next] =
+                    [(2, &diff), (3, &mean), (4, &next)].map(|(k, row)| Placed::new(row, way.offset_of(k), false, 0));
+                let [diff, mean, next] = [&diff, &mean, &next].map(|row| &row.memory[row.begin..][..row.cols]);
+                let mut image = vec![T::ZERO; m];
+                let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
+                let descent = Descent::new(weights.view_mut(), [momentum.view_mut()], update);
+                pool.install(|| online(isa, par, descent, diff, mean, next, &mut image));
+                let mut hash = Hash::of(&image);
+                weights.hash_into(&mut hash);
+                momentum.hash_into(&mut hash);
+                hashes.push((way, hash));
+            }
+        }
+        line.add(hashes);
+    }
+    line
+}
+
 /// Sparse products, and updates of sparse weights; the last [`LARGE`] are shared out over threads.
 fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     let mut lines = ["gram", "forward", "update"].map(|name| Line::new::<T>(&format!("sparse/{name}")));
@@ -517,6 +554,53 @@ fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     lines.into()
 }
 
+/// Products with some rows of a matrix, a lower triangle every other time, and inner products.
+fn selections<T: Scalar>() -> Vec<Line> {
+    let mut lines = ["selected", "inner"].map(|name| Line::new::<T>(&name));
+    let mut random = SplitMix64::new(8);
+    for number in 0..SMALL {
+        let (m, n, height) = (random.below(30) as usize + 1, random.below(300) as usize + 1, random.below(200) as usize + 1);
+        let (lower, family) = (number % 2 == 1, Family::ALL[number as usize % 6]);
+        let whole = Grid::<T>::random(height, n, family, number);
+        let matrix = Grid::from_fn(height, n, Layout::default(), |p, j| if lower && j > p { T::ZERO } else { whole.get(p, j) });
+        let start = Grid::<T>::random(m, n, Family::Uniform, number + 100);
+        let mut list = |end: usize| (0..end as u32).filter(|_| random.below(3) > 0).collect::<Vec<u32>>();
+        let (rows, wanted) = (list(height), list(n));
+        let factors =
+            generate(family, rows.len() * m, number + 200, T::PRECISION).into_iter().map(T::from_f64).collect::<Vec<_>>();
+        let mut hashes = [const { Vec::new() }; 2];
+        for isa in Isa::available() {
+            for _ in 0..WAYS {
+                let way = Way { isa, threads: 1, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let placed =
+                    |k: usize, grid| Placed::new(grid, way.offset_of(k), false, [0, 3][way.choose(k as u32, 2) as usize]);
+                let (at_w, at_start, mut out) = (placed(0, &matrix), placed(1, &start), placed(2, &start));
+                let (mut first, mut products) = (placed(3, &start), Grid::<f64>::blank(m, m, Layout::default()));
+                let product = |out, start, wanted| Selected { rows: &rows, factors: &factors, start, wanted, out };
+                let both = &mut [
+                    product(out.view_mut(), Some(at_start.view()), None),
+                    product(first.view_mut().subcols_mut(0, n.div_ceil(2)), None, None),
+                ];
+                selected(isa, at_w.view(), lower, both);
+                let mut some = placed(4, &start);
+                selected(isa, at_w.view(), lower, &mut [product(some.view_mut(), Some(at_start.view()), Some(&wanted))]);
+                inner(isa, at_start.view(), products.view_mut());
+                let mut of_sums = Hash::START;
+                out.hash_into(&mut of_sums);
+                first.hash_into(&mut of_sums);
+                let (out, some) = (out.view(), some.view());
+                assert!(wanted.iter().all(|&j| (0..m).all(|i| common::same(some[(i, j as usize)], out[(i, j as usize)]))));
+                let products: Vec<f64> = (0..m * m).map(|at| products.get(at / m, at % m)).collect();
+                for (hashes, hash) in hashes.iter_mut().zip([of_sums, Hash::of(&products)]) {
+                    hashes.push((way, hash));
+                }
+            }
+        }
+        lines.iter_mut().zip(hashes).for_each(|(line, hashes)| line.add(hashes));
+    }
+    lines.into()
+}
+
 /// A kernel on one or two vectors: reads both, fills the output (of the same length), and returns a number.
 type VectorKernel<T> = Box<dyn Fn(Isa, &[T], &[T], &mut [T]) -> f64>;
 
@@ -524,6 +608,7 @@ fn vector_kernels<T: Scalar>() -> Vec<(String, VectorKernel<T>)> {
     let mut all: Vec<(String, VectorKernel<T>)> = vec![
         ("sum".into(), Box::new(|isa, x, _, _| sum(isa, x))),
         ("dot".into(), Box::new(|isa, x, y, _| dot(isa, x, y))),
+        ("square-distance".into(), Box::new(|isa, x, y, _| square_distance(isa, x, y))),
         ("max-abs".into(), Box::new(|isa, x, _, _| max_abs(isa, x))),
         ("norm".into(), Box::new(|isa, x, _, _| norm(isa, x))),
         ("arg-max".into(), Box::new(|_, x, _, _| arg_max(x).map_or(-1.0, |at| at as f64))),
@@ -625,7 +710,14 @@ fn scalars() -> Vec<Line> {
 
 fn of_type<T: Scalar>() -> Vec<Line> {
     let pools = THREADS.map(|threads| ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"));
-    products::<T>(&pools).into_iter().chain(sweeps::<T>(&pools)).chain(sparse_lines::<T>(&pools)).chain(vectors::<T>()).collect()
+    products::<T>(&pools)
+        .into_iter()
+        .chain(sweeps::<T>(&pools))
+        .chain([online_line::<T>(&pools)])
+        .chain(sparse_lines::<T>(&pools))
+        .chain(vectors::<T>())
+        .chain(selections::<T>())
+        .collect()
 }
 
 const HEAD: &str = "\

@@ -24,11 +24,13 @@ use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
 use dualprop_kernels::gram::{abs_gram, gram, image};
 use dualprop_kernels::isa::Isa;
+use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
-use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
+use dualprop_kernels::selected::{Selected, inner, selected};
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_reference::generate::SplitMix64;
@@ -40,7 +42,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::Instant;
 
-tests_of_both_types!(products, deep_products, sweeps, sparse_sweeps, vector_kernels);
+tests_of_both_types!(products, deep_products, sweeps, online_steps, sparse_sweeps, selections, vector_kernels);
 
 /// A multiple of the size of a page: 4 KiB on x86-64, at most 64 KiB elsewhere.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
@@ -742,6 +744,110 @@ fn sweeps<T: Scalar>() {
     }
 }
 
+/// Updates with products, with all tails of lines and groups.
+fn online_steps<T: Scalar>() {
+    let mut slots: [Slot<T>; 6] = core::array::from_fn(|_| Slot::new());
+    let mut random = SplitMix64::new(8);
+    for isa in Isa::available() {
+        for m in [0, 1, 2, 3, 4, 5, 8, 9] {
+            for n in (0..=2 * 16 + 1).chain([63, 64, 65, 129]) {
+                for flush in [Flush::Beginning, Flush::End] {
+                    let place = Place::any(flush, &mut random);
+                    announce(format_args!("{} online step {m} x {n} on {isa}, {place:?}", T::NAME));
+                    let [weights, momentum, diff, mean, next, image] = &mut slots;
+                    let (mut weights, mut momentum) = (weights.put(m, n, place), momentum.put(m, n, place));
+                    weights.fill(|i, j| T::from_f64(left(i, j)));
+                    momentum.fill(|i, j| T::from_f64(right(i, j)));
+                    let numbers =
+                        |len: usize, number: usize| -> Vec<T> { (0..len).map(|k| T::from_f64(right(number, k))).collect() };
+                    let diff = diff.put_vector(&numbers(m, 1), flush, place.gap);
+                    let mean = mean.put_vector(&numbers(n, 2), flush, place.gap);
+                    let next = next.put_vector(&numbers(n, 3), flush, place.gap);
+                    let mut image = image.put(1, m, Place::plain(flush));
+                    let optimizer = Optimizer::Momentum { mu: 1.0 };
+                    let update = Update { optimizer, decay: Decay::None, learning_rate: 1.0, step: 1, scale: -1.0 };
+                    let descent = Descent::new(weights.view_mut(), [momentum.view_mut()], update);
+                    online(isa, Par::Seq, descent, diff.vector(), mean.vector(), next.vector(), image.vector_mut());
+                    let moved = |i: usize, j: usize| right(i, j) - right(1, i) * right(2, j);
+                    let weight = |i: usize, j: usize| left(i, j) - moved(i, j);
+                    momentum.check("momentum", |i, j| Some(moved(i, j)));
+                    weights.check("weights", |i, j| Some(weight(i, j)));
+                    image.check("image", |_, i| Some((0..n).map(|j| weight(i, j) * right(3, j)).sum()));
+                    diff.check("diff", |_, i| Some(right(1, i)));
+                    mean.check("mean", |_, j| Some(right(2, j)));
+                    next.check("next", |_, j| Some(right(3, j)));
+                }
+            }
+        }
+    }
+}
+
+/// Products with some rows of a matrix, for groups, blocks and tails of every size; the lists lie flush, too.
+fn selections<T: Scalar>() {
+    const ROWS: usize = 40;
+    let [mut w_slot, mut z_slot, mut start_slot, mut out_slot, mut first_slot] = core::array::from_fn(|_| Slot::<T>::new());
+    let [mut rows_slot, mut wanted_slot] = core::array::from_fn(|_| Slot::<f32>::new());
+    let mut products_slot = Slot::<f64>::new();
+    let mut random = SplitMix64::new(8);
+    for isa in Isa::available() {
+        for m in (1..=13).chain([25]) {
+            for n in [0, 1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 47, 63, 64, 65, 127, 129, 150] {
+                for number in 0..4 {
+                    let flush = [Flush::Beginning, Flush::End][number % 2];
+                    let lower = number / 2 == 1;
+                    let any = Place::any(flush, &mut random);
+                    let place = Place { by_columns: false, cols_reversed: false, ..any };
+                    let mut list = |end: usize| -> Vec<f32> {
+                        (0..end as u32).filter(|_| random.below(3) == 0).map(f32::from_bits).collect()
+                    };
+                    let (rows, wanted) = (list(ROWS), list(n));
+                    let k = rows.len();
+                    let (at_rows, at_wanted) = (rows_slot.put_vector(&rows, flush, 0), wanted_slot.put_vector(&wanted, flush, 0));
+                    let (rows, wanted): (&[u32], &[u32]) =
+                        (bytemuck::cast_slice(at_rows.vector()), bytemuck::cast_slice(at_wanted.vector()));
+                    announce(format_args!("{} {k} rows times {m} x {n} on {isa}, lower {lower}, {place:?}", T::NAME));
+                    let half = n / 2;
+                    let (mut w, mut z) = (w_slot.put(ROWS, n, place), z_slot.put(1, k * m, Place::plain(flush)));
+                    let (mut start, mut out) = (start_slot.put(m, n, place), out_slot.put(m, n, place));
+                    let mut first = first_slot.put(m, half, place);
+                    let element = |p: usize, j: usize| if lower && j > p { 0.0 } else { right(p, j) };
+                    w.fill(|p, j| T::from_f64(element(p, j)));
+                    z.fill(|_, at| T::from_f64(left(at % m, at / m)));
+                    start.fill(|i, j| T::from_f64(before(0, i, j)));
+                    let sum = |i: usize, j: usize| (0..k).map(|at| left(i, at) * element(rows[at] as usize, j)).sum::<f64>();
+                    let wanted_sum = |i: usize, j: usize| Some(before(0, i, j) + sum(i, j));
+                    let both = &mut [
+                        Selected { rows, factors: z.vector(), start: Some(start.view()), wanted: None, out: out.view_mut() },
+                        Selected { rows, factors: z.vector(), start: None, wanted: None, out: first.view_mut() },
+                    ];
+                    selected(isa, w.view(), lower, both);
+                    out.check("sums", wanted_sum);
+                    first.check("first sums", |i, j| Some(sum(i, j)));
+                    out.fill(|_, _| T::ZERO);
+                    let some = Selected {
+                        rows,
+                        factors: z.vector(),
+                        start: Some(start.view()),
+                        wanted: Some(wanted),
+                        out: out.view_mut(),
+                    };
+                    selected(isa, w.view(), lower, &mut [some]);
+                    out.check("wanted sums", |i, j| wanted_sum(i, j).filter(|_| wanted.contains(&(j as u32))));
+
+                    let mut products = products_slot.put(m, m, Place { by_columns: number == 1, ..Place::plain(flush) });
+                    inner(isa, start.view(), products.view_mut());
+                    products.check("inner", |i, j| Some((0..n).map(|c| before(0, i, c) * before(0, j, c)).sum()));
+                    w.check("matrix", |p, j| Some(element(p, j)));
+                    z.check("factors", |_, at| Some(left(at % m, at / m)));
+                    start.check("start", |i, j| Some(before(0, i, j)));
+                    at_rows.check_frame();
+                    at_wanted.check_frame();
+                }
+            }
+        }
+    }
+}
+
 /// Products with sparse matrices whose vectors end at protected pages, for blocks of every kind and lines of every tail.
 fn sparse_sweeps<T: Scalar>() {
     let [mut x_slot, mut y_slot, mut above_slot] = core::array::from_fn(|_| Slot::<T>::new());
@@ -818,7 +924,8 @@ fn vector_kernels<T: Scalar>() {
         for isa in Isa::available() {
             let sums = |x: &[T], y: &[T]| {
                 let top = arg_max(x).map_or(-1.0, |at| at as f64);
-                [sum(isa, x), dot(isa, x, y), max_abs(isa, x), norm(isa, x), log_sum_exp(isa, x), top]
+                let pairs = [dot(isa, x, y), square_distance(isa, x, y)];
+                [sum(isa, x), pairs[0], pairs[1], max_abs(isa, x), norm(isa, x), log_sum_exp(isa, x), top]
             };
             let maps: Vec<(String, Box<dyn Fn(&mut [T], &[T])>)> = Function::ALL
                 .iter()

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use dualprop_kernels::isa::Isa;
-use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, sum};
+use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::vector::Real;
 use dualprop_reference::bound::{Bounded, Precision, gamma};
 use dualprop_reference::elementary::Wide;
@@ -44,6 +44,15 @@ fn dot_bound<T: Real>(x: &[T], y: &[T]) -> Bounded {
     Bounded::new(value, error, Precision::F64).underflow(x.len() as f64)
 }
 
+/// `Σ (x_i − y_i)²`: `γ_{n/32+9}` of it and an underflow for each term, both of `T`, and `u` for the value itself.
+fn distance_bound<T: Scalar>(x: &[T], y: &[T]) -> Bounded {
+    let square = |difference: Wide| difference * difference;
+    let terms = x.iter().zip(y).map(|(x, y)| square(Wide::sum(x.to_f64(), -y.to_f64())));
+    let value = terms.fold(Wide::from(0.0), |sum, term| sum + term).hi;
+    let error = (T::PRECISION.gamma(x.len() / 32 + 9) + U) * value;
+    Bounded::new(value, error, T::PRECISION).underflow(x.len() as f64)
+}
+
 /// `√Σ x_i²` of numbers `x = scaled·2^exponent` whose squares neither overflow nor underflow: relative error `γ_{n/64+4}`, `2u` for
 /// the value itself, and an underflow.
 fn norm_bound(scaled: &[f64], exponent: i32) -> Bounded {
@@ -68,12 +77,13 @@ fn naive_arg_max<T: Real>(x: &[T]) -> Option<usize> {
 }
 
 fn random_vectors<T: Scalar>() {
-    let (sums, dots, norms) = (Tally::default(), Tally::default(), Tally::default());
+    let [sums, dots, distances, norms] = [(); 4].map(|()| Tally::default());
     let check = |families: [Family; 2], len: usize, seed: u64| -> TestCaseResult {
         let (x, y) = (vector::<T>(families[0], len, seed), vector::<T>(families[1], len, seed ^ 1));
         let (ones, what) = (vec![T::ONE; len], (families, len, seed));
         sums.check_one(dot_bound(&x, &ones), agreed(|isa| sum(isa, &x))?, &what)?;
         dots.check_one(dot_bound(&x, &y), agreed(|isa| dot(isa, &x, &y))?, &what)?;
+        distances.check_one(distance_bound(&x, &y), agreed(|isa| square_distance(isa, &x, &y))?, &what)?;
         let wide: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let largest = wide.iter().fold(0.0, |largest, x| f64::max(largest, x.abs()));
         prop_assert_eq!(agreed(|isa| max_abs(isa, &x))?, largest);
@@ -90,6 +100,7 @@ fn random_vectors<T: Scalar>() {
     for_all(1000, ([family.clone(), family], 0..=300usize, any::<u64>()), |(families, len, seed)| check(families, len, seed));
     sums.conclude::<T>("sum");
     dots.conclude::<T>("dot");
+    distances.conclude::<T>("square distance");
     norms.conclude::<T>("norm");
 }
 
@@ -100,9 +111,11 @@ fn small_integers_are_exact<T: Scalar>() {
         let total: i64 = x.iter().map(|&x| integer(x)).sum();
         let products: i64 = x.iter().zip(&y).map(|(&x, &y)| integer(x) * integer(y)).sum();
         let squares: i64 = x.iter().map(|&x| integer(x).pow(2)).sum();
+        let distance: i64 = x.iter().zip(&y).map(|(&x, &y)| (integer(x) - integer(y)).pow(2)).sum();
         for isa in Isa::available() {
             assert_eq!(sum(isa, &x), total as f64, "sum of {len} on {isa}");
             assert_eq!(dot(isa, &x, &y), products as f64, "dot of {len} on {isa}");
+            assert_eq!(square_distance(isa, &x, &y), distance as f64, "distance of {len} on {isa}");
             assert_eq!(norm(isa, &x), (squares as f64).sqrt(), "norm of {len} on {isa}");
         }
     }
@@ -114,12 +127,14 @@ fn bounds_notice_a_missing_element<T: Scalar>() {
         let x: Vec<T> = vector::<T>(Family::Uniform, len, 3).into_iter().map(|x| x.abs() + T::ONE).collect();
         let wide: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let (sum_bound, dot_bound, norm_bound) = (dot_bound(&x, &vec![T::ONE; len]), dot_bound(&x, &x), norm_bound(&wide, 0));
+        let (zeros, distance_bound) = (vec![T::ZERO; len], distance_bound(&x, &vec![T::ZERO; len]));
         for missing in [0, len / 2, len - 1] {
             let mut x = x.clone();
             x[missing] = T::ZERO;
             for isa in Isa::available() {
                 assert!(!sum_bound.admits(sum(isa, &x)), "sum of {len} without {missing}");
                 assert!(!dot_bound.admits(dot(isa, &x, &x)), "dot of {len} without {missing}");
+                assert!(!distance_bound.admits(square_distance(isa, &x, &zeros)), "distance of {len} without {missing}");
                 assert!(!norm_bound.admits(norm(isa, &x)), "norm of {len} without {missing}");
             }
         }
@@ -173,6 +188,7 @@ fn not_finite<T: Scalar>() {
                     assert!(same(sum(isa, &x), odd_one), "sum: {what}");
                     assert!(same(dot(isa, &x, &ones), odd_one), "dot: {what}");
                     assert!(dot(isa, &x, &zeros).is_nan(), "dot with zeros: {what}");
+                    assert!(same(square_distance(isa, &ones, &x), odd_one.abs()), "square_distance: {what}");
                     assert_eq!(max_abs(isa, &x), f64::INFINITY, "max_abs: {what}");
                     assert!(same(norm(isa, &x), odd_one.abs()), "norm: {what}");
                 }
@@ -180,6 +196,9 @@ fn not_finite<T: Scalar>() {
         }
         assert_panics("one length", || {
             dot(isa, &[T::ONE; 3], &[T::ONE; 4]);
+        });
+        assert_panics("one length", || {
+            square_distance(isa, &[T::ONE; 3], &[T::ONE; 4]);
         });
     }
 }

@@ -418,7 +418,7 @@ fn prove<T: Real>(
     }
     // An element is off by `γ‖wᵢ‖‖wⱼ‖`.
     let error = up(gamma(matrix.ncols() / 32 + 7) * up(frobenius * frobenius, 1), 1);
-    let largest = small.enclose(error, gap);
+    let largest = small.enclose(isa, error, gap);
     found.lower = down(largest.lower.max(0.0).sqrt(), 1);
     let upper = up(largest.upper.sqrt(), 1);
     if upper < found.upper {

@@ -97,9 +97,10 @@ impl Points {
         scale * self.0.symmetric()
     }
 
-    /// `x` and the three numbers on either side of it.
+    /// `x` and the three numbers on either side of it, as far as they have its sign.
     fn around(x: f64) -> impl Iterator<Item = f64> {
-        (-3..=3).map(move |k| f64::from_bits(x.to_bits().saturating_add_signed(k)))
+        let near = (-3..=3).map(move |k| f64::from_bits(x.to_bits().saturating_add_signed(k)));
+        near.filter(move |near| !near.is_nan() && near.is_sign_negative() == x.is_sign_negative())
     }
 
     /// Numbers of both signs at several scales, multiples of ln 2 / 2 as far as exponentials reach, their ends, powers of two.

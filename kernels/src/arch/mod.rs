@@ -6,6 +6,15 @@ use crate::vector::Real;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+/// Asks for the cache line at an address, which need not be valid, in the first-level cache.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    x86_64::prefetch(at.cast());
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Side of the squares that [`transpose`] moves: a vector of the instruction set, but no less than 8.
 pub(crate) fn square<T: Real>(isa: Isa) -> usize {
     isa.lanes::<T>().max(8)

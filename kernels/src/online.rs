@@ -1,0 +1,163 @@
+//! One sample at a time: an update of the weights and the product of the new ones with the next input, in one sweep.
+//!
+//! ```text
+//! for group of rows
+//!   for vector of columns
+//!     weights ← optimizer(weights, δ s̄)      they come from memory and go back
+//!     sums += weights · x                     they are still in registers
+//! ```
+
+use crate::gram::{fold, lanes};
+use crate::isa::{Isa, Kernel};
+use crate::optimizer::{Descend, Descent, Rule};
+use crate::product::{AHEAD, SEQUENTIAL};
+use crate::strided::{Input, MAX_LANES};
+use crate::vector::{Real, Vector};
+
+use faer::{MatRef, Par};
+
+/// Rows that share the loads of `mean` and `next`, with a chain of sums each.
+const GROUP: usize = 4;
+
+/// `W ← descent(W, δ s̄ᵀ)`, `image ← W x` with the new weights, for `δ` = `diff` (`n_out`), `s̄` = `mean` and `x` = `next` (`n_in` each).
+///
+/// The weights have the bits that a product of depth 1 with the same epilogue gives them. An `image` is summed in the lanes of one cache
+/// line, as the products of [`gram`](crate::gram) are: error at most `γ_{⌈n_in/L⌉+log₂ L}·(|W||x|)_i` with `L` = 16 for f32 and 8 for f64, the
+/// same bits for every instruction set and number of threads, but others than those of [`product`](crate::product::product). NaN and
+/// infinity propagate.
+///
+/// Costs `4·n_out·n_in` flops and those of the optimizer, and one pass over weights and moments. Contiguous rows are fast.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn online<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], mean: &[T], next: &[T], image: &mut [T]) {
+    (T::kernels().online)(isa, par, descent, diff, mean, next, image);
+}
+
+pub(crate) fn run<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], mean: &[T], next: &[T], image: &mut [T]) {
+    let (m, n) = descent.shape();
+    assert_eq!((diff.len(), image.len()), (m, m), "diff and image have an element for each row of the weights");
+    assert_eq!((mean.len(), next.len()), (n, n), "mean and next have an element for each column of the weights");
+    let tasks = match par {
+        Par::Rayon(threads) if 4 * m * n >= SEQUENTIAL => threads.get(),
+        _ => 1,
+    };
+    descent.visit(Sweep { isa, tasks, diff, mean, next, image });
+}
+
+/// What all instances of the kernel share.
+struct Sweep<'a, T> {
+    isa: Isa,
+    tasks: usize,
+    diff: &'a [T],
+    mean: &'a [T],
+    next: &'a [T],
+    image: &'a mut [T],
+}
+
+impl<T: Real> Rule<T> for Sweep<'_, T> {
+    fn follow<A: Descend<T>>(self, epilogue: A) {
+        let (m, n) = (self.image.len(), self.mean.len());
+        assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
+        self.share(epilogue);
+    }
+}
+
+impl<T: Real> Sweep<'_, T> {
+    /// Rows are independent, so that threads may split them anywhere.
+    fn share<A: Descend<T>>(self, epilogue: A) {
+        let Sweep { isa, tasks, diff, mean, next, image } = self;
+        if tasks <= 1 || image.len() < 2 * GROUP {
+            return isa.run::<T, _>(Rows { epilogue, diff, mean, next, image });
+        }
+        let left = tasks / 2;
+        let middle = (image.len() * left / tasks).next_multiple_of(GROUP).min(image.len());
+        let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(middle));
+        let under = epilogue.skip_rows(middle);
+        rayon::join(
+            || Sweep { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue),
+            || Sweep { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(under),
+        );
+    }
+}
+
+/// The first rows of the operands, as many as `image` has.
+struct Rows<'a, T, A> {
+    epilogue: A,
+    diff: &'a [T],
+    mean: &'a [T],
+    next: &'a [T],
+    image: &'a mut [T],
+}
+
+impl<T: Real, A: Descend<T>> Kernel<T> for Rows<'_, T, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        // Vectors in a line of lanes; the conditions are constants.
+        match lanes::<T>() / S::LANES {
+            1 => self.rows::<S, 1>(simd),
+            2 => self.rows::<S, 2>(simd),
+            4 => self.rows::<S, 4>(simd),
+            8 => self.rows::<S, 8>(simd),
+            _ => self.rows::<S, 16>(simd),
+        }
+    }
+}
+
+impl<T: Real, A: Descend<T>> Rows<'_, T, A> {
+    #[inline(always)]
+    fn rows<S: Vector<T>, const K: usize>(mut self, simd: S) {
+        let unit = self.epilogue.is_unit();
+        let whole = self.image.len() / GROUP * GROUP;
+        for row in (0..whole).step_by(GROUP) {
+            if unit { self.group::<S, true, K, GROUP>(simd, row) } else { self.group::<S, false, K, GROUP>(simd, row) }
+        }
+        for row in whole..self.image.len() {
+            if unit { self.group::<S, true, K, 1>(simd, row) } else { self.group::<S, false, K, 1>(simd, row) }
+        }
+    }
+
+    #[inline(always)]
+    fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize) {
+        let n = self.mean.len();
+        let (mean, next) = (Input::new(MatRef::from_row_major_slice(self.mean, 1, n)), self.next);
+        let next = Input::new(MatRef::from_row_major_slice(next, 1, n));
+        let epilogue: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(row + r));
+        let mut diff = [simd.splat(T::ZERO); R];
+        for r in 0..R {
+            diff[r] = simd.splat(self.diff[row + r]);
+        }
+        let zero = simd.splat(T::ZERO);
+        let mut sums = [[zero; K]; R];
+        let length = K * S::LANES;
+        for line in (0..n).step_by(length) {
+            for k in 0..K {
+                let col = line + k * S::LANES;
+                let live = S::LANES.min(n.saturating_sub(col));
+                if live == 0 {
+                    // What a wider vector does in the lanes behind the last column.
+                    for sums in &mut sums {
+                        sums[k] = simd.mul_add(zero, zero, sums[k]);
+                    }
+                    continue;
+                }
+                // SAFETY: `1 ≤ live`, `col + live ≤ n`; these vectors are only read.
+                let (s, x) = unsafe { (mean.load::<S, true>(simd, col, live), next.load::<S, true>(simd, col, live)) };
+                for r in 0..R {
+                    epilogue[r].prefetch(col + AHEAD * S::LANES);
+                    // SAFETY: rows `row..row + R` are of the product that the epilogue fits and no other call has them (`share`); columns as
+                    // above; `UNIT` was asked for.
+                    let w = unsafe { epilogue[r].step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), col, live) };
+                    sums[r][k] = simd.mul_add(w, x, sums[r][k]);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            let mut line = [T::ZERO; MAX_LANES];
+            S::as_vectors_mut(&mut line).0[..K].copy_from_slice(sums);
+            self.image[row + r] = fold(&line[..lanes::<T>()]);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The update and the product of one sample: the weights of a product of depth 1, and the sums of the promised lanes, to the bit.
+
+mod common;
+
+use common::*;
+use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::isa::Isa;
+use dualprop_kernels::online::online;
+use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
+use dualprop_kernels::product::SEQUENTIAL;
+use dualprop_reference::bound::{Bounded, dot};
+use dualprop_reference::generate::{Family, generate};
+use faer::Par;
+
+tests_of_both_types!(every_tail_and_layout, large_weights_are_shared_out, nan_stays_in_its_row, misuse_panics);
+
+const OPTIMIZERS: [Optimizer; 3] = [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM];
+const DECAYS: [Decay; 3] = [Decay::None, Decay::Coupled(5e-4), Decay::Decoupled(1e-2)];
+
+fn vector<T: Scalar>(family: Family, len: usize, seed: u64) -> Vec<T> {
+    generate(family, len, seed, T::PRECISION).into_iter().map(T::from_f64).collect()
+}
+
+/// Operands of one call.
+struct Step<T> {
+    /// Weights and as many moments as there may be.
+    parameters: Vec<Grid<T>>,
+    diff: Vec<T>,
+    mean: Vec<T>,
+    next: Vec<T>,
+}
+
+impl<T: Scalar> Step<T> {
+    fn new(m: usize, n: usize, family: Family, seed: u64) -> Self {
+        let parameter = |k: u64| Grid::random(m, n, family, seed + k).map(|x: T| if k == 2 { x.abs() } else { x });
+        let vector = |len: usize, k: u64| vector(family, len, seed + k);
+        Self { parameters: (0..3).map(parameter).collect(), diff: vector(m, 3), mean: vector(n, 4), next: vector(n, 5) }
+    }
+
+    /// Parameters and image after the step.
+    fn run(&self, isa: Isa, par: Par, layout: Layout, update: Update) -> (Vec<Grid<T>>, Vec<T>) {
+        let mut new = self.laid(layout, update);
+        let mut image = vec![T::CANARY; self.diff.len()];
+        let (weights, moments) = new.split_first_mut().expect("weights");
+        let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
+        online(isa, par, descent, &self.diff, &self.mean, &self.next, &mut image);
+        (new, image)
+    }
+
+    /// The parameters that the optimizer has.
+    fn laid(&self, layout: Layout, update: Update) -> Vec<Grid<T>> {
+        self.parameters[..=update.optimizer.moments()].iter().map(|grid| grid.relaid(layout)).collect()
+    }
+
+    /// Parameters after a product of depth 1.
+    fn updated(&self, update: Update) -> Vec<Grid<T>> {
+        let (m, n) = (self.diff.len(), self.mean.len());
+        let mut new = self.laid(Layout::default(), update);
+        let (weights, moments) = new.split_first_mut().expect("weights");
+        let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
+        let diff = Grid::from_fn(m, 1, Layout::default(), |i, _| self.diff[i]);
+        let mean = Grid::from_fn(1, n, Layout::default(), |_, j| self.mean[j]);
+        Call::plain().product(Isa::best(), &diff, &mean, Epilogue::Update(descent));
+        new
+    }
+
+    /// The products of the weights with `next`, in the order of the promise.
+    fn image(&self, weights: &Grid<T>) -> Vec<T> {
+        let lanes = 64 / size_of::<T>();
+        let of_row = |i: usize| {
+            let mut sums = vec![T::ZERO; lanes];
+            for (j, &x) in self.next.iter().enumerate() {
+                sums[j % lanes] = weights.get(i, j).mul_add(x, sums[j % lanes]);
+            }
+            // Lanes behind the last column take part in its line.
+            let rest = self.next.len().next_multiple_of(lanes) - self.next.len();
+            sums[lanes - rest..].iter_mut().for_each(|sum| *sum = T::ZERO.mul_add(T::ZERO, *sum));
+            let mut half = lanes / 2;
+            while half > 0 {
+                (0..half).for_each(|l| sums[l] = sums[l] + sums[l + half]);
+                half /= 2;
+            }
+            sums[0]
+        };
+        (0..self.diff.len()).map(of_row).collect()
+    }
+
+    /// Fails unless a call has the bits of the promise.
+    fn check(&self, isa: Isa, par: Par, layout: Layout, update: Update) {
+        let what = format!("{isa} {layout:?} {update:?}");
+        let wanted = self.updated(update);
+        let (new, image) = self.run(isa, par, layout, update);
+        for (got, wanted) in new.iter().zip(&wanted) {
+            got.check_bits(wanted, &what).unwrap();
+        }
+        for (i, (&got, wanted)) in image.iter().zip(self.image(&wanted[0])).enumerate() {
+            assert!(same(got, wanted), "product {i} is {got:e}, not {wanted:e}: {what}");
+        }
+    }
+}
+
+fn every_tail_and_layout<T: Scalar>() {
+    let tally = Tally::default();
+    let mut updates = OPTIMIZERS
+        .into_iter()
+        .flat_map(|optimizer| DECAYS.map(|decay| Update { optimizer, decay, learning_rate: 0.1, step: 2, scale: -0.5 }))
+        .cycle();
+    let mut layouts = Layout::all().collect::<Vec<_>>().into_iter().cycle();
+    for m in 0..=9 {
+        for n in (0..=70).chain([127, 128, 129]) {
+            let step = Step::<T>::new(m, n, Family::ALL[(m + n) % 6], (100 * m + n) as u64);
+            for isa in Isa::available() {
+                for layout in [Layout::default(), layouts.next().expect("a cycle")] {
+                    step.check(isa, Par::Seq, layout, updates.next().expect("a cycle"));
+                }
+            }
+            let update = updates.next().expect("a cycle");
+            let (new, image) = step.run(Isa::best(), Par::Seq, Layout::default(), update);
+            for (i, got) in image.iter().enumerate() {
+                let pairs = (0..n).map(|j| [new[0].get(i, j), step.next[j]].map(|x| T::PRECISION.exact(x.to_f64())));
+                // The bound is for any order.
+                let bound: Bounded = dot(T::PRECISION, pairs.map(|[w, x]| (w, x)));
+                tally.check_one(bound, got.to_f64(), &(m, n, update)).unwrap();
+            }
+        }
+    }
+    tally.conclude::<T>("image");
+}
+
+fn large_weights_are_shared_out<T: Scalar>() {
+    let (m, n) = (517, 1025);
+    assert!(4 * m * n >= SEQUENTIAL, "shared out");
+    let step = Step::<T>::new(m, n, Family::Uniform, 1);
+    for isa in Isa::available().filter(|isa| isa.name() != "portable") {
+        for threads in [2, 3, 7] {
+            let update = Update { optimizer: Optimizer::ADAM, decay: Decay::None, learning_rate: 0.1, step: 2, scale: -0.5 };
+            step.check(isa, Par::rayon(threads), Layout::default(), update);
+        }
+    }
+}
+
+/// NaN in one weight is in that weight and in the product of its row.
+fn nan_stays_in_its_row<T: Scalar>() {
+    let update = Update { optimizer: Optimizer::Sgd, decay: Decay::None, learning_rate: 0.1, step: 1, scale: -0.5 };
+    for isa in Isa::available() {
+        for (row, col) in [(0, 0), (4, 16), (6, 34)] {
+            let mut step = Step::<T>::new(7, 35, Family::Uniform, 1);
+            step.parameters[0].set(row, col, T::from_f64(f64::NAN));
+            let (new, image) = step.run(isa, Par::Seq, Layout::default(), update);
+            for i in 0..7 {
+                assert_eq!(image[i].to_f64().is_nan(), i == row, "product {i} on {isa}");
+                for j in 0..35 {
+                    assert_eq!(new[0].get(i, j).to_f64().is_nan(), (i, j) == (row, col), "weight ({i}, {j}) on {isa}");
+                }
+            }
+        }
+    }
+}
+
+fn misuse_panics<T: Scalar>() {
+    let update = Update { optimizer: Optimizer::MOMENTUM, decay: Decay::None, learning_rate: 0.1, step: 1, scale: 1.0 };
+    let step = |m, n| Step::<T>::new(m, n, Family::Uniform, 1);
+    let run = |step: &Step<T>| step.run(Isa::best(), Par::Seq, Layout::default(), update);
+    let (short, long) = (step(4, 8), step(5, 9));
+    for (part, wrong) in [
+        ("each row", Step { diff: short.diff, ..step(5, 9) }),
+        ("each column", Step { mean: short.mean, ..step(5, 9) }),
+        ("each column", Step { next: short.next, ..step(5, 9) }),
+        (
+            "shape of the weights",
+            Step { parameters: vec![long.parameters[0].clone(), short.parameters[1].clone()], ..step(5, 9) },
+        ),
+    ] {
+        assert_panics(part, || {
+            run(&wrong);
+        });
+    }
+}
