@@ -30,6 +30,8 @@ fn main() {
             layer.with_moments(&mut bench, "Adam", Optimizer::ADAM);
         }
     }
+    // What a call costs.
+    Layer::<f32>::new(10, 10, 1).plain(&mut bench);
     for (n_out, n_in, batch) in [(256, 784, 32), (1000, 784, 100), (1024, 1024, 64)] {
         Layer::<f64>::new(n_out, n_in, batch).plain(&mut bench);
     }

@@ -1,6 +1,7 @@
 //! What the scripts of this folder time: our kernels, C functions of other libraries, and the limits of the machine, each as a task.
 //!
-//! All matrices are row-major without gaps. Pointers are those of arrays that outlive the task; shapes are the caller's duty.
+//! All matrices are row-major without gaps. What makes the unsafe code here sound is the duty of the scripts: pointers are those of arrays of the
+//! shapes given that outlive the task, functions are those that their names say, and one task runs at a time.
 
 use core::ffi::{c_char, c_void};
 use core::hint::{black_box, spin_loop};
