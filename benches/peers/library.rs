@@ -139,25 +139,23 @@ pub unsafe extern "C" fn feed_back(
     })
 }
 
-/// The online step of a layer m × n: `W ← keep·W − rate·scale·diffᵀ·mean`, then `out ← W·next + bias`.
+/// The online step of a layer m × n: `W ← keep·W − rate·scale·diffᵀ·mean`, then `out ← W·next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn online(
     [m, n]: &[usize; 2],
     w: *mut f32,
-    factors: &[*const f32; 2],
-    parameters: &[f64; 4],
-    bias: *const f32,
+    [diff, mean]: &[*const f32; 2],
+    [decay, rate, scale, step]: &[f64; 4],
     next: *const f32,
     out: *mut f32,
 ) -> *mut Task {
     let (m, n) = (*m, *n);
-    // Two sweeps over the weights until one kernel does both.
-    let update = unsafe { Box::from_raw(update::<f32>([m, n, 1, 0], [w; 3], *factors, *parameters)) };
-    let drive = unsafe { Box::from_raw(drive(&[m, n, 1], w, bias, next, out)) };
-    let (mut update, mut drive) = (*update, *drive);
-    task(move || {
-        update();
-        drive();
+    let (decay, step) = (Decay::Decoupled(*decay), *step as u64);
+    let update = Update { optimizer: Optimizer::Sgd, decay, learning_rate: *rate, step, scale: *scale };
+    let [diff, mean, next] = unsafe { [(*diff, m), (*mean, n), (next, n)].map(|(at, len)| slice::from_raw_parts(at, len)) };
+    task(move || unsafe {
+        let out = slice::from_raw_parts_mut(out, m);
+        hebbian::online(matrix_mut(w, m, n), &mut [], diff, mean, &update, next, out, runtime()).expect("shapes that fit");
     })
 }
 

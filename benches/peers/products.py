@@ -73,9 +73,9 @@ def online(library, report, shape):
     m, n = map(int, shape.split("x"))
     random = np.random.default_rng(0)
     start, w = normal(random, m, n, scale=n**-0.5), aligned(m, n)
-    bias, d, s, x, y = aligned(m), normal(random, 1, m), normal(random, 1, n), normal(random, 1, n), aligned(1, m)
+    d, s, x, y = normal(random, 1, m), normal(random, 1, n), normal(random, 1, n), aligned(1, m)
     gradient = aligned(m, n)
-    numbers = (doubles((1 - KEEP) / RATE, RATE, -1.0, 1), at(bias), at(x), at(y))
+    numbers = (doubles((1 - KEEP) / RATE, RATE, -1.0, 1), at(x), at(y))
     runs = {"dualprop": (library.task("online", sizes(m, n), at(w), pointers(d, s), *numbers), KEEP)}
     for (name, gemv), (_, ger), (_, gemm) in zip(blas("cblas_sgemv"), blas("cblas_sger"), blas("cblas_sgemm")):
         forward = library.task("gemv", gemv, ints(111, m, n), at(w), at(x), at(y))
