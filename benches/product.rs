@@ -15,8 +15,15 @@ use dualprop_reference::bound::{affine, dot};
 
 fn main() {
     let mut bench = Bench::new();
+    for (n_out, n_in) in [(256, 784), (512, 512), (1024, 1024), (4096, 4096)] {
+        for batch in [1, 2, 4, 8, 16] {
+            let layer = Layer::<f32>::new(n_out, n_in, batch);
+            layer.forward(&mut bench, false);
+            layer.top_down(&mut bench);
+        }
+    }
     for (n_out, n_in) in [(1024, 1024), (512, 784), (128, 128), (1000, 784)] {
-        for batch in [1, 8, 50, 256] {
+        for batch in [50, 256] {
             Layer::<f32>::new(n_out, n_in, batch).rows(&mut bench);
         }
     }

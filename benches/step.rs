@@ -1,4 +1,4 @@
-//! Whole training steps with Adam, all of them on the same batch.
+//! Whole training steps with Adam, all of them on the same batch, and inference of many samples.
 
 mod common;
 
@@ -16,6 +16,7 @@ use reference::product::Matrix;
 
 const BATCH: usize = 50;
 const CLASSES: usize = 10;
+const SAMPLES: usize = 10_000;
 
 /// So small that the network stays what it is however often criterion calls.
 const RATE: f64 = 1e-6;
@@ -29,6 +30,7 @@ fn main() {
         let method = Method::DpTranspose { alpha: 0.5, beta: 1e-3 };
         problem.rows(&mut bench, "DPt one up, one down", method, Schedule::Rounds(0));
         problem.rows(&mut bench, "DPt 5 rounds", method, Schedule::Rounds(5));
+        problem.inference(&mut bench);
     }
     bench.finish();
 }
@@ -92,8 +94,60 @@ impl Problem {
         }
     }
 
+    /// Outputs for many samples.
+    fn inference(&self, bench: &mut Bench) {
+        let widths = self.network.widths();
+        let net: Vec<String> = widths.iter().map(usize::to_string).collect();
+        let runtime = Runtime::new(bench.isa, Par::Seq);
+        let products: usize = widths.windows(2).map(|pair| pair[0] * pair[1]).sum();
+        let work = Work { flops: 2 * SAMPLES * products, bytes: 4 * (products + SAMPLES * (widths[0] + CLASSES)) };
+        let mut group = bench.group(&format!("inference/{} samples {}", SAMPLES, net.join("-")), work);
+
+        let x = RowMajor::<f32>::uniform(SAMPLES, widths[0], 1.0, 3);
+        let expected = OnceCell::new();
+        let reference = || {
+            let places = [0, SAMPLES / 2, SAMPLES - 1];
+            let few = Matrix::from_fn(places.len(), widths[0], |i, j| x.exact(places[i], j));
+            let nothing = Matrix::from_fn(places.len(), CLASSES, |_, _| f32::PRECISION.exact(0.0));
+            let outputs = self.slow().infer(&RECIPE, &few, &nothing, None).prediction;
+            Expected::new(SAMPLES, CLASSES, |i, j| outputs[(places.iter().position(|&at| at == i).expect("a place"), j)])
+        };
+        let check = |out: &RowMajor<f32>| expected.get_or_init(reference).check(out, 0.0);
+        let settings = Settings::new(Method::Backprop);
+        let make = || {
+            let trainer = Trainer::new(self.network.clone(), &settings, BATCH, &runtime).expect("sound settings");
+            (trainer, RowMajor::zeros(SAMPLES, CLASSES))
+        };
+        let run = |(trainer, out): &mut (Trainer<f32>, RowMajor<f32>)| {
+            trainer.predict(x.view(), out.view_mut()).expect("shapes that fit");
+        };
+        group.row(By::Dualprop, "", make, run, |(_, out)| check(out));
+        for peer in Peer::ALL {
+            let units = || widths[1..].iter().map(|&n| RowMajor::zeros(SAMPLES, n)).collect::<Vec<_>>();
+            let run = |(drives, means): &mut (Vec<RowMajor<f32>>, Vec<RowMajor<f32>>)| {
+                for k in 0..drives.len() {
+                    let below = if k == 0 { &x } else { &means[k - 1] };
+                    peer.product(drives[k].view_mut(), 0.0, 1.0, below.view(), self.network.weights(k).transpose());
+                    let bias = self.network.bias(k).expect("a network with biases");
+                    pass(BiasRelu { drive: &mut drives[k], mean: &mut means[k], bias });
+                }
+            };
+            let check = |(drives, _): &mut (Vec<RowMajor<f32>>, _)| check(drives.last().expect("a layer"));
+            group.row(By::Peer(peer), "and passes", || (units(), units()), run, check);
+        }
+    }
+
     fn reference(&self) -> (Bounded, Gradients) {
-        let precision = f32::PRECISION;
+        let network = self.slow();
+        let x = Matrix::from_fn(BATCH, self.x.cols(), |i, j| self.x.exact(i, j));
+        let hot = |i: usize, j: usize| f32::PRECISION.exact(f64::from(u8::from(self.labels[i] as usize == j)));
+        let y = Matrix::from_fn(BATCH, CLASSES, hot);
+        let states = network.infer(&RECIPE, &x, &y, None);
+        (RECIPE.loss.mean(&states.prediction, &y), network.gradients(&RECIPE, &states))
+    }
+
+    /// The network of the reference.
+    fn slow(&self) -> reference::network::Network {
         let layers = 0..self.network.layers();
         let values = |k| {
             let weights = self.network.weights(k);
@@ -103,20 +157,16 @@ impl Problem {
         let bias = |k| self.network.bias(k).expect("a network with biases").iter().map(|&b| f64::from(b)).collect();
         let biases: Vec<Vec<f64>> = layers.map(bias).collect();
         let relu = reference::activation::Activation::Relu;
-        let network = reference::network::Network::new(precision, relu, self.network.widths(), &weights, Some(&biases));
-        let recipe = reference::network::Recipe {
-            method: reference::network::Method::Backprop,
-            loss: reference::output::Loss::Squared,
-            output: reference::network::Output::LinearisedCurrent,
-            schedule: reference::schedule::Schedule::Rounds(0),
-        };
-        let x = Matrix::from_fn(BATCH, self.x.cols(), |i, j| self.x.exact(i, j));
-        let hot = |i: usize, j: usize| precision.exact(f64::from(u8::from(self.labels[i] as usize == j)));
-        let y = Matrix::from_fn(BATCH, CLASSES, hot);
-        let states = network.infer(&recipe, &x, &y, None);
-        (recipe.loss.mean(&states.prediction, &y), network.gradients(&recipe, &states))
+        reference::network::Network::new(f32::PRECISION, relu, self.network.widths(), &weights, Some(&biases))
     }
 }
+
+const RECIPE: reference::network::Recipe = reference::network::Recipe {
+    method: reference::network::Method::Backprop,
+    loss: reference::output::Loss::Squared,
+    output: reference::network::Output::LinearisedCurrent,
+    schedule: reference::schedule::Schedule::Rounds(0),
+};
 
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();

@@ -146,6 +146,8 @@ impl Work {
 pub enum By {
     Dualprop,
     Peer(Peer),
+    /// A loop with functions of the standard library.
+    Std,
     /// A yardstick.
     Machine,
 }
@@ -219,6 +221,7 @@ impl Group<'_> {
         let name = match by {
             By::Dualprop => "dualprop",
             By::Peer(peer) => peer.name(),
+            By::Std => "std",
             By::Machine => "machine",
         };
         let id = if what.is_empty() { name.to_owned() } else { format!("{name}, {what}") };
@@ -246,7 +249,7 @@ impl Group<'_> {
             let (isa, version) = match by {
                 By::Dualprop => (self.isa.name(), locked_version("dualprop")),
                 By::Peer(peer) => ("own choice", locked_version(peer.name())),
-                By::Machine => (Isa::best().name(), String::new()),
+                By::Std | By::Machine => (Isa::best().name(), String::new()),
             };
             let rate = self.work.rate(median);
             writeln!(self.table, "\"{}\",\"{id}\",{median:.0},{rate},{isa},1,{version}", self.name)

@@ -8,35 +8,9 @@ short slice of every candidate; printed are the median time of a call, and the m
 pair, divided by it. The results are compared with NumPy's in f64 first.
 """
 
-import ctypes as C
-import glob
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
-import time
+from common import *
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = "1"
-os.environ["MKL_THREADING_LAYER"] = "SEQUENTIAL"
-import numpy as np
-import scipy
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROUNDS, SLICE = 9, 0.02  # seconds
-
-MANIFEST = """[package]
-name = "peers_gram"
-version = "0.0.0"
-edition = "2024"
-[workspace]
-[lib]
-crate-type = ["cdylib"]
-[dependencies]
-dualprop-kernels = {{ path = "{root}/kernels" }}
-faer = {{ version = "0.24.4", default-features = false, features = ["std", "rayon"] }}
-"""
 
 LIBRARY = """
 use dualprop_kernels::{gram::gram, isa::{Isa, Kernel}, product::Scratch, vector::Vector};
@@ -75,45 +49,6 @@ pub unsafe extern "C" fn read(len: usize, a: *const f32) -> f32 {
 """
 
 
-def build():
-    with tempfile.TemporaryDirectory() as folder:
-        crate = pathlib.Path(folder)
-        (crate / "src").mkdir()
-        (crate / "Cargo.toml").write_text(MANIFEST.format(root=ROOT))
-        (crate / "src/lib.rs").write_text(LIBRARY)
-        (crate / "Cargo.lock").write_bytes((ROOT / "Cargo.lock").read_bytes())
-        target = pathlib.Path(os.environ.get("PEERS_TARGET", crate / "target"))
-        subprocess.run(["cargo", "build", "--release", "--quiet", "--target-dir", target], cwd=crate, check=True)
-        return C.CDLL(str(target / "release/libpeers_gram.so"))  # stays mapped when the folder goes
-
-
-def at(array):
-    return C.c_void_p(array.ctypes.data)
-
-
-def aligned(*shape):
-    """Zeros at the beginning of a huge page, or of a line if small."""
-    size = int(np.prod(shape)) * 4
-    boundary = 2 << 20 if size >= 2 << 20 else 64
-    raw = np.empty(size + boundary, np.uint8)
-    raw = raw[-raw.ctypes.data % boundary :][:size]
-    if boundary > 64:
-        C.CDLL(None).madvise(at(raw), C.c_size_t(size), 14)  # MADV_HUGEPAGE
-    array = raw.view(np.float32).reshape(shape)
-    array[...] = 0
-    return array
-
-
-def blas():
-    """Libraries with cblas_sgemv: name, function."""
-    found = []
-    for path in glob.glob(os.path.join(os.path.dirname(scipy.__file__), "..", "scipy.libs", "libscipy_openblas*")):
-        found.append(("OpenBLAS", C.CDLL(path).scipy_cblas_sgemv))
-    for path in glob.glob(os.path.join(sys.prefix, "lib", "libmkl_rt.so*"))[:1]:
-        found.append(("MKL", C.CDLL(path).cblas_sgemv))
-    return found
-
-
 def candidates(lib, a, x):
     (m, n), size, number, real = a.shape, C.c_size_t, C.c_int, C.c_float
     y, t, squares = aligned(8, n), aligned(m), np.zeros(8)
@@ -126,50 +61,30 @@ def candidates(lib, a, x):
     wanted = (x.astype(np.float64) @ wide.T) @ wide
     sizes = (abs(x) @ abs(a).T) @ abs(a)
     assert (abs(y - wanted) <= (m + n) * 2.0**-24 * sizes).all(), "our result"
-    for name, gemv in blas():
+    for name, gemv in blas("cblas_sgemv"):
         up = (number(101), number(111), number(m), number(n), real(1), at(a), number(n), at(x), number(1), real(0), at(t), number(1))
         down = (number(101), number(112), number(m), number(n), real(1), at(a), number(n), at(t), number(1), real(0), at(y), number(1))
         runs[f"pair, {name}"] = lambda gemv=gemv, up=up, down=down: (gemv(*up), gemv(*down))
     one = x[0]
     runs["pair, NumPy"] = lambda: np.matmul(a.T, np.matmul(a, one))
     if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        ta, tx = torch.from_numpy(a), torch.from_numpy(one)
-        runs["pair, PyTorch"] = lambda: torch.mv(ta.t(), torch.mv(ta, tx))
+        library = sys.modules["torch"]
+        ta, tx = library.from_numpy(a), library.from_numpy(one)
+        runs["pair, PyTorch"] = lambda: library.mv(ta.t(), library.mv(ta, tx))
     return runs, (y, t, squares)
 
 
-def timed(runs):
-    """For each the median time of a call in every round."""
-    times = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            run()
-            calls, begin = [], time.perf_counter()
-            while len(calls) < 3 or time.perf_counter() - begin < SLICE:
-                start = time.perf_counter()
-                run()
-                calls.append(time.perf_counter() - start)
-            times[name].append(np.median(calls))
-    return {name: np.array(rounds) for name, rounds in times.items()}
-
-
 def main():
-    try:
-        import torch
-
-        torch.set_num_threads(1)
-    except (ImportError, OSError):
-        print("without PyTorch")
-    lib = build()
+    torch()
+    lib = build("gram", LIBRARY)
     random = np.random.default_rng(0)
-    for shape in sys.argv[1:] or ["1000x784", "1024x1024", "4096x4096", "10000x8192"]:
+    for shape in SHAPES or ["1000x784", "1024x1024", "4096x4096", "10000x8192"]:
         m, n = map(int, shape.split("x"))
         a, x = aligned(m, n), aligned(8, n)
         random.standard_normal(out=a, dtype=np.float32)
         random.standard_normal(out=x, dtype=np.float32)
         runs, _outputs = candidates(lib, a, x)  # the runs have addresses alone
-        times = timed(runs)
+        times = timed(runs, ROUNDS, SLICE)
         read = times["one read of A"]
         best = np.min([rounds for name, rounds in times.items() if name.startswith("pair")], axis=0)
         print(f"{shape}: one read of A at {4e-9 * m * n / np.median(read):.0f} GB/s")

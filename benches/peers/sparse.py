@@ -10,33 +10,9 @@ number of vectors and for its single vector. The clock is the thread's processor
 Results are compared first: both are bounded by the same Gamma of |A|'|A||x|.
 """
 
-import ctypes as C
-import glob
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
-import time
+from common import *
 
-os.environ["MKL_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["MKL_THREADING_LAYER"], os.environ["MKL_INTERFACE_LAYER"] = "SEQUENTIAL", "LP64"
-import numpy as np
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROUNDS, SLICE = 9, 0.02  # seconds
-
-MANIFEST = """[package]
-name = "peers_sparse"
-version = "0.0.0"
-edition = "2024"
-[workspace]
-[lib]
-crate-type = ["cdylib"]
-[dependencies]
-dualprop-kernels = {{ path = "{root}/kernels" }}
-faer = {{ version = "0.24.4", default-features = false, features = ["std", "rayon"] }}
-"""
 
 LIBRARY = """
 use dualprop_kernels::{isa::Isa, product::Scratch, sparse::{Matrix, Pattern, gram}};
@@ -67,22 +43,6 @@ pub unsafe extern "C" fn ours(a: *const Matrix<f32>, n: usize, p: usize, x: *con
     SCRATCH.with_borrow_mut(|scratch| gram(Isa::best(), Par::Seq, unsafe { &*a }, x, y, &mut squares[..p], scratch));
 }
 """
-
-
-def build():
-    with tempfile.TemporaryDirectory() as folder:
-        crate = pathlib.Path(folder)
-        (crate / "src").mkdir()
-        (crate / "Cargo.toml").write_text(MANIFEST.format(root=ROOT))
-        (crate / "src/lib.rs").write_text(LIBRARY)
-        (crate / "Cargo.lock").write_bytes((ROOT / "Cargo.lock").read_bytes())
-        target = pathlib.Path(os.environ.get("PEERS_TARGET", crate / "target"))
-        subprocess.run(["cargo", "build", "--release", "--quiet", "--target-dir", target], cwd=crate, check=True)
-        return C.CDLL(str(target / "release/libpeers_sparse.so"))  # stays mapped when the folder goes
-
-
-def at(array):
-    return C.c_void_p(array.ctypes.data)
 
 
 class Description(C.Structure):
@@ -125,10 +85,10 @@ def matrix(n, density):
 
 
 def main():
-    lib = build()
+    lib = build("sparse", LIBRARY)
     lib.new.restype = C.c_void_p
-    mkl = C.CDLL(glob.glob(os.path.join(sys.prefix, "lib", "libmkl_rt.so*"))[0])
-    for case in sys.argv[1:] or ["4096x1", "4096x5", "4096x10", "32768x1", "32768x5"]:
+    intel = mkl()
+    for case in SHAPES or ["4096x1", "4096x5", "4096x10", "32768x1", "32768x5"]:
         n, percent = case.split("x")
         n = int(n)
         start, indices, values, random = matrix(n, float(percent) / 100)
@@ -140,9 +100,9 @@ def main():
         for p in (1, 8, 16):
             x = random.standard_normal((n, p), dtype=np.float32)
             t, y, z, size = (np.zeros((n, p), np.float32) for _ in range(4))
-            made = handle(mkl, p, n, start, indices, values)
+            made = handle(intel, p, n, start, indices, values)
             kept.append((made, x, t, y, z))
-            runs["MKL", p] = pair(mkl, made, p, x, t, y)
+            runs["MKL", p] = pair(intel, made, p, x, t, y)
             arguments = (ours, C.c_size_t(n), C.c_size_t(p), at(x), at(z))
             runs["dualprop", p] = lambda arguments=arguments: lib.ours(*arguments)
             runs["MKL", p]()
@@ -171,7 +131,7 @@ def main():
                 flush=True,
             )
         for made, *_ in kept:
-            mkl.mkl_sparse_destroy(made)
+            intel.mkl_sparse_destroy(made)
         lib.free(ours)
 
 
