@@ -122,8 +122,7 @@ impl<T: Real, A: Descend<T>> Rows<'_, T, A> {
     #[inline(always)]
     fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize) {
         let n = self.mean.len();
-        let (mean, next) = (Input::new(MatRef::from_row_major_slice(self.mean, 1, n)), self.next);
-        let next = Input::new(MatRef::from_row_major_slice(next, 1, n));
+        let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, n)));
         let epilogue: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(row + r));
         let mut diff = [simd.splat(T::ZERO); R];
         for r in 0..R {
@@ -143,8 +142,10 @@ impl<T: Real, A: Descend<T>> Rows<'_, T, A> {
                     }
                     continue;
                 }
-                // SAFETY: `1 ≤ live`, `col + live ≤ n`; these vectors are only read.
-                let (s, x) = unsafe { (mean.load::<S, true>(simd, col, live), next.load::<S, true>(simd, col, live)) };
+                // SAFETY: `1 ≤ live`, `col + live ≤ n`; this vector is only read.
+                let s = unsafe { mean.load::<S, true>(simd, col, live) };
+                // SAFETY: as above.
+                let x = unsafe { next.load::<S, true>(simd, col, live) };
                 for r in 0..R {
                     epilogue[r].prefetch(col + AHEAD * S::LANES);
                     // SAFETY: rows `row..row + R` are of the product that the epilogue fits and no other call has them (`share`); columns as
