@@ -2,6 +2,7 @@
 
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::gram::gram;
+use dualprop_kernels::online;
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::vector::Real;
@@ -66,6 +67,13 @@ impl<T: Real> Workspace<T> {
     /// `aboveᵀ·below` (`n_out × n_in`): the outer products of a batch.
     pub(crate) fn outer(&mut self, above: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), above.nrows());
+        let epilogue = match epilogue {
+            Epilogue::Update(descent) if batch == 1 => match [above, below].map(|x| x.row(0).try_as_row_major()) {
+                [Some(diff), Some(mean)] => return online::update(isa, par, descent, diff.as_slice(), mean.as_slice()),
+                _ => Epilogue::Update(descent),
+            },
+            other => other,
+        };
         self.bands.pack(isa, above.transpose());
         self.panels.pack(isa, below);
         let (rows, lanes) = (Rows::Packed(&self.bands), Lanes::Packed(&self.panels));

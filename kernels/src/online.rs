@@ -6,6 +6,9 @@
 //!     weights ← optimizer(weights, δ s̄)      they come from memory and go back
 //!     sums += weights · x                     they are still in registers
 //! ```
+//!
+//! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
+//! side by side.
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
@@ -31,22 +34,44 @@ const GROUP: usize = 4;
 /// # Panics
 /// If lengths do not fit.
 pub fn online<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], mean: &[T], next: &[T], image: &mut [T]) {
-    (T::kernels().online)(isa, par, descent, diff, mean, next, image);
+    (T::kernels().online)(isa, par, descent, diff, mean, Some((next, image)));
 }
 
-pub(crate) fn run<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], mean: &[T], next: &[T], image: &mut [T]) {
+/// `W ← descent(W, δ s̄ᵀ)` alone: a product of depth 1 with this epilogue, to the bit, in less time.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn update<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], mean: &[T]) {
+    (T::kernels().online)(isa, par, descent, diff, mean, None);
+}
+
+pub(crate) fn run<T: Real>(
+    isa: Isa,
+    par: Par,
+    descent: Descent<'_, T>,
+    diff: &[T],
+    mean: &[T],
+    product: Option<(&[T], &mut [T])>,
+) {
     let (m, n) = descent.shape();
-    assert_eq!((diff.len(), image.len()), (m, m), "diff and image have an element for each row of the weights");
-    assert_eq!((mean.len(), next.len()), (n, n), "mean and next have an element for each column of the weights");
+    assert_eq!(diff.len(), m, "diff has an element for each row of the weights");
+    assert_eq!(mean.len(), n, "mean has an element for each column of the weights");
     let tasks = match par {
         Par::Rayon(threads) if 4 * m * n >= SEQUENTIAL => threads.get(),
         _ => 1,
     };
-    descent.visit(Sweep { isa, tasks, diff, mean, next, image });
+    match product {
+        Some((next, image)) => {
+            assert_eq!(image.len(), m, "image has an element for each row of the weights");
+            assert_eq!(next.len(), n, "next has an element for each column of the weights");
+            descent.visit(Sweep::<T, true> { isa, tasks, diff, mean, next, image });
+        }
+        None => descent.visit(Sweep::<T, false> { isa, tasks, diff, mean, next: &[], image: &mut [] }),
+    }
 }
 
-/// What all instances of the kernel share.
-struct Sweep<'a, T> {
+/// A sweep, `IMAGE` with the product.
+struct Sweep<'a, T, const IMAGE: bool> {
     isa: Isa,
     tasks: usize,
     diff: &'a [T],
@@ -55,34 +80,34 @@ struct Sweep<'a, T> {
     image: &'a mut [T],
 }
 
-impl<T: Real> Rule<T> for Sweep<'_, T> {
+impl<T: Real, const IMAGE: bool> Rule<T> for Sweep<'_, T, IMAGE> {
     fn follow<A: Descend<T>>(self, epilogue: A) {
-        let (m, n) = (self.image.len(), self.mean.len());
+        let (m, n) = (self.diff.len(), self.mean.len());
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
         self.share(epilogue);
     }
 }
 
-impl<T: Real> Sweep<'_, T> {
+impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
     /// Rows are independent, so that threads may split them anywhere.
     fn share<A: Descend<T>>(self, epilogue: A) {
         let Sweep { isa, tasks, diff, mean, next, image } = self;
-        if tasks <= 1 || image.len() < 2 * GROUP {
-            return isa.run::<T, _>(Rows { epilogue, diff, mean, next, image });
+        if tasks <= 1 || diff.len() < 2 * GROUP {
+            return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, diff, mean, next, image });
         }
         let left = tasks / 2;
-        let middle = (image.len() * left / tasks).next_multiple_of(GROUP).min(image.len());
-        let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(middle));
+        let middle = (diff.len() * left / tasks).next_multiple_of(GROUP).min(diff.len());
+        let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
         let under = epilogue.skip_rows(middle);
         rayon::join(
-            || Sweep { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue),
-            || Sweep { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(under),
+            || Sweep::<T, IMAGE> { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue),
+            || Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(under),
         );
     }
 }
 
-/// The first rows of the operands, as many as `image` has.
-struct Rows<'a, T, A> {
+/// The first rows of the operands, as many as `diff` has elements.
+struct Rows<'a, T, A, const IMAGE: bool> {
     epilogue: A,
     diff: &'a [T],
     mean: &'a [T],
@@ -90,7 +115,7 @@ struct Rows<'a, T, A> {
     image: &'a mut [T],
 }
 
-impl<T: Real, A: Descend<T>> Kernel<T> for Rows<'_, T, A> {
+impl<T: Real, A: Descend<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMAGE> {
     type Output = ();
 
     #[inline(always)]
@@ -106,27 +131,31 @@ impl<T: Real, A: Descend<T>> Kernel<T> for Rows<'_, T, A> {
     }
 }
 
-impl<T: Real, A: Descend<T>> Rows<'_, T, A> {
+impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     #[inline(always)]
     fn rows<S: Vector<T>, const K: usize>(mut self, simd: S) {
         let unit = self.epilogue.is_unit();
-        let whole = self.image.len() / GROUP * GROUP;
-        for row in (0..whole).step_by(GROUP) {
-            if unit { self.group::<S, true, K, GROUP>(simd, row) } else { self.group::<S, false, K, GROUP>(simd, row) }
+        let apart = self.diff.len() / GROUP;
+        for row in 0..apart {
+            if unit {
+                self.group::<S, true, K, GROUP>(simd, row, apart)
+            } else {
+                self.group::<S, false, K, GROUP>(simd, row, apart)
+            }
         }
-        for row in whole..self.image.len() {
-            if unit { self.group::<S, true, K, 1>(simd, row) } else { self.group::<S, false, K, 1>(simd, row) }
+        for row in apart * GROUP..self.diff.len() {
+            if unit { self.group::<S, true, K, 1>(simd, row, 0) } else { self.group::<S, false, K, 1>(simd, row, 0) }
         }
     }
 
     #[inline(always)]
-    fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize) {
+    fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
         let n = self.mean.len();
-        let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, n)));
-        let epilogue: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(row + r));
+        let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, row.len())));
+        let epilogue: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(row + r * apart));
         let mut diff = [simd.splat(T::ZERO); R];
         for r in 0..R {
-            diff[r] = simd.splat(self.diff[row + r]);
+            diff[r] = simd.splat(self.diff[row + r * apart]);
         }
         let zero = simd.splat(T::ZERO);
         let mut sums = [[zero; K]; R];
@@ -144,21 +173,26 @@ impl<T: Real, A: Descend<T>> Rows<'_, T, A> {
                 }
                 // SAFETY: `1 ≤ live`, `col + live ≤ n`; this vector is only read.
                 let s = unsafe { mean.load::<S, true>(simd, col, live) };
-                // SAFETY: as above.
-                let x = unsafe { next.load::<S, true>(simd, col, live) };
+                let mut x = zero;
+                if IMAGE {
+                    // SAFETY: as above.
+                    x = unsafe { next.load::<S, true>(simd, col, live) };
+                }
                 for r in 0..R {
                     epilogue[r].prefetch(col + AHEAD * S::LANES);
                     // SAFETY: rows `row..row + R` are of the product that the epilogue fits and no other call has them (`share`); columns as
                     // above; `UNIT` was asked for.
                     let w = unsafe { epilogue[r].step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), col, live) };
-                    sums[r][k] = simd.mul_add(w, x, sums[r][k]);
+                    if IMAGE {
+                        sums[r][k] = simd.mul_add(w, x, sums[r][k]);
+                    }
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
+        for (r, sums) in sums.iter().enumerate().filter(|_| IMAGE) {
             let mut line = [T::ZERO; MAX_LANES];
             S::as_vectors_mut(&mut line).0[..K].copy_from_slice(sums);
-            self.image[row + r] = fold(&line[..lanes::<T>()]);
+            self.image[row + r * apart] = fold(&line[..lanes::<T>()]);
         }
     }
 }

@@ -131,10 +131,11 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
     fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) {
         let Tiles { rows, mut lanes, depth, count, .. } = *self.tiles;
         let each: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(self.row + r));
+        // Some tiles ahead, more if they are done soon: the hardware does not see far along so many rows at once.
+        let ahead = (128 / depth.max(1)).clamp(2, 8);
         for t in 0..count {
-            // Two tiles ahead: the hardware does not see far along so many rows at once.
             for v in 0..V {
-                each.iter().for_each(|row| row.prefetch(self.col + ((t + 2) * V + v) * S::LANES));
+                each.iter().for_each(|row| row.prefetch(self.col + ((t + ahead) * V + v) * S::LANES));
             }
             // SAFETY: contract of `Finish::finish_tiles`.
             let sums = unsafe { tile::accumulate(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth) };

@@ -100,7 +100,7 @@ pub struct Kernels<T: 'static> {
     pub(crate) factor: fn(Isa, &mut Block<T>) -> bool,
     pub(crate) solve: fn(Isa, Par, &Block<T>, MatMut<'_, T>),
     pub(crate) image: fn(Isa, Par, MatRef<'_, T>, &[f64], &mut [f64]),
-    pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], &[T], &mut [T]),
+    pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], Option<(&[T], &mut [T])>),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
     pub(crate) selected: fn(Isa, MatRef<'_, T>, bool, &mut [Selected<'_, T>]),
     pub(crate) inner: fn(Isa, MatRef<'_, T>, MatMut<'_, f64>),

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
-use dualprop_kernels::online::online;
+use dualprop_kernels::online::{self, online};
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::product::SEQUENTIAL;
 use dualprop_reference::bound::{Bounded, dot};
@@ -90,7 +90,11 @@ impl<T: Scalar> Step<T> {
         let what = format!("{isa} {layout:?} {update:?}");
         let wanted = self.updated(update);
         let (new, image) = self.run(isa, par, layout, update);
-        for (got, wanted) in new.iter().zip(&wanted) {
+        let mut alone = self.laid(layout, update);
+        let (weights, moments) = alone.split_first_mut().expect("weights");
+        let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
+        online::update(isa, par, descent, &self.diff, &self.mean);
+        for (got, wanted) in new.iter().chain(&alone).zip(wanted.iter().chain(&wanted)) {
             got.check_bits(wanted, &what).unwrap();
         }
         for (i, (&got, wanted)) in image.iter().zip(self.image(&wanted[0])).enumerate() {
