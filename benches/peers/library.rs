@@ -139,6 +139,22 @@ pub unsafe extern "C" fn feed_back(
     })
 }
 
+/// `out ← below·Wᵀ` (`up`) or `out ← above·W` for `W` of m × n that is packed beforehand.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn packed([m, n, batch, up]: &[usize; 4], w: *const f32, from: *const f32, out: *mut f32) -> *mut Task {
+    let (isa, par, batch) = (runtime().isa(), runtime().par(), *batch);
+    let w = unsafe { matrix(w, *m, *n) };
+    let w = if *up == 1 { w.transpose() } else { w };
+    let (depth, width) = w.shape();
+    let (mut panels, mut scratch) = (Panels::new(), Scratch::new());
+    panels.pack(isa, w);
+    task(move || unsafe {
+        let (rows, lanes) = (Rows::View(matrix(from, batch, depth)), Lanes::Packed(&panels));
+        let store = Epilogue::Store { out: Output::new(matrix_mut(out, batch, width)), scale: 1.0 };
+        product(isa, par, rows, lanes, store, Blocking::streaming_panels::<f32>(isa, batch), &mut scratch);
+    })
+}
+
 /// The online step of a layer m × n: `W ← keep·W − rate·scale·diffᵀ·mean`, then `out ← W·next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn online(

@@ -2,8 +2,8 @@
 
     python benches/peers/products.py [--threads N] [LINE | LINE:MxN ...]        e.g. 5 6:512x512
 
-W is m x n. Up: W x + b (peers without the bias); down: W'd, ours as the relaxation of linear units, which reads a drive and writes mean and
-difference. The online step updates W with one sample and multiplies it with the next: W <- keep W + rate d s', y = W x. Bound: one read of
+W is m x n. Up: W x, ours in place with a bias; down: W'd, ours in place as the relaxation of linear units, which reads a drive and writes mean
+and difference; ours also with weights that are packed beforehand, as a trainer packs weights that it uses again. The online step updates W with one sample and multiplies it with the next: W <- keep W + rate d s', y = W x. Bound: one read of
 W, or one pass in place, or the flops, all of the same run. BLAS peers take gemv for B = 1; ger (which does not decay) or gemm (with beta)
 and then gemv for the online step.
 """
@@ -39,6 +39,10 @@ def products(library, report, shape):
                 mine = library.task("feed_back", sizes(m, n, batch), at(w), at(x), at(drive), at(mean), at(out))
                 mine()
                 check("dualprop, down", out, wanted, (depth + 4) * U * size)
+            out[...] = 0
+            packed = library.task("packed", sizes(m, n, batch, int(up)), at(w), at(x), at(out))
+            packed()
+            check("dualprop, packed", out, wanted, depth * U * size)
             theirs = {}
             if batch == 1:
                 for name, gemv in gemvs:
@@ -64,9 +68,9 @@ def products(library, report, shape):
                 out[...] = 0
                 run()
                 check(name, result() if callable(result) else result, wanted, (depth + 2) * U * size)
-            runs = {"dualprop": mine} | {name: run for name, (run, _) in theirs.items()}
+            runs = {"dualprop, packed": packed, "dualprop, in place": mine} | {name: run for name, (run, _) in theirs.items()}
             what = f"{'up' if up else 'down'} {shape} B={batch}"
-            report.lines(5, what, runs, 2 * m * n * batch, library.read_of(w), "dualprop")
+            report.lines(5, what, runs, 2 * m * n * batch, library.read_of(w), "dualprop, packed")
 
 
 def online(library, report, shape):

@@ -73,6 +73,7 @@ class Cell:
         self.line, self.shape, self.dtype, self.threads = int(first["line"]), first["shape"], first["dtype"], int(first["threads"])
         own = [row for row in rows if row["row"].startswith("dualprop")]
         self.ours = next(row for row in own if float(row["over_ours"]) == 1)
+        self.in_place = next((row for row in own if row["row"] == "dualprop, in place"), None)
         peers = [row for row in rows if row not in own]
         if self.line == 8 and "R=5" not in self.shape:  # peers' back-propagation
             peers = [row for row in peers if "DPt" not in row["row"]]
@@ -122,6 +123,8 @@ def table(cells):
         asked = percent(share) if share else "–"
         ours = cell.ours
         name = "" if ours["row"] == "dualprop" or "(" not in ours["row"] else " " + ours["row"][ours["row"].index("(") :]
+        if cell.in_place:
+            name += f" (in place {microseconds(cell.in_place['median_us'])})"
         row = [cell.shape, microseconds(ours["bound_us"]), ours["limited_by"], microseconds(ours["median_us"]) + name, percent(cell.share)]
         row.append(asked)
         for peer in [cell.at_beta(True), cell.at_beta(False)] if wide else [cell.best]:
