@@ -11,7 +11,7 @@ use crate::elementary::{
     LengthMismatch, Pointwise, Smooth, expm1_neg, map_pointwise, sigmoid_parts, sigmoid_slope, splat, tanh_parts,
 };
 use crate::isa::Isa;
-use crate::vector::{Real, Vector};
+use crate::vector::{Arithmetic, Real};
 use core::fmt;
 
 /// Both values of a dyad and their difference.
@@ -33,12 +33,12 @@ pub trait Activate: Copy + Send + Sync + 'static {
     const LIPSCHITZ: f64;
 
     /// `f(x)`.
-    fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V;
+    fn value<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V;
     /// `f(hi)`, `f(lo)` and their difference, for rounded arguments `hi` and `lo` and an accurate `q = hi − lo` of either sign.
     /// The values have the bits of [`Activate::value`]. NaN in any argument gives a NaN rise.
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V>;
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V>;
     /// `f'(x)`; at a kink the smaller slope. NaN stays NaN.
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V;
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V;
 
     /// The definition of the value, for references and tests.
     fn exact(self, x: f64) -> f64;
@@ -91,19 +91,19 @@ pub struct Tanh;
 
 /// `yes` where `a ≤ b`, else `no`.
 #[inline(always)]
-fn where_le<T: Real, S: Vector<T>>(simd: S, a: S::V, b: S::V, yes: S::V, no: S::V) -> S::V {
+fn where_le<T: Real, S: Arithmetic<T>>(simd: S, a: S::V, b: S::V, yes: S::V, no: S::V) -> S::V {
     simd.select(simd.le(a, b), yes, no)
 }
 
 /// The smaller of both; `a` if one is NaN.
 #[inline(always)]
-fn lower<T: Real, S: Vector<T>>(simd: S, a: S::V, b: S::V) -> S::V {
+fn lower<T: Real, S: Arithmetic<T>>(simd: S, a: S::V, b: S::V) -> S::V {
     simd.select(simd.lt(b, a), b, a)
 }
 
 /// `max(x, 0)` with `+0` at `−0`; NaN stays.
 #[inline(always)]
-fn ramp<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
+fn ramp<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
     let zero = simd.splat(T::ZERO);
     where_le(simd, x, zero, zero, x)
 }
@@ -117,7 +117,7 @@ struct Span<V> {
 }
 
 #[inline(always)]
-fn span<T: Real, S: Vector<T>>(simd: S, hi: S::V, lo: S::V, q: S::V) -> Span<S::V> {
+fn span<T: Real, S: Arithmetic<T>>(simd: S, hi: S::V, lo: S::V, q: S::V) -> Span<S::V> {
     let falls = simd.lt(q, simd.splat(T::ZERO));
     Span { top: simd.select(falls, lo, hi), bottom: simd.select(falls, hi, lo), length: simd.abs(q), q }
 }
@@ -125,7 +125,7 @@ fn span<T: Real, S: Vector<T>>(simd: S, hi: S::V, lo: S::V, q: S::V) -> Span<S::
 impl<V: Copy> Span<V> {
     /// `measure` with the sign of `q`; NaN if an argument was.
     #[inline(always)]
-    fn signed<T: Real, S: Vector<T, V = V>>(&self, simd: S, measure: V) -> V {
+    fn signed<T: Real, S: Arithmetic<T, V = V>>(&self, simd: S, measure: V) -> V {
         let zero = simd.splat(T::ZERO);
         let signed = simd.select(simd.lt(self.q, zero), simd.sub(zero, measure), measure);
         let known = simd.both(simd.le(self.top, self.top), simd.le(self.bottom, self.bottom));
@@ -135,7 +135,7 @@ impl<V: Copy> Span<V> {
 
 /// The length of `[bottom, top]` above 0, with the sign of `q`.
 #[inline(always)]
-fn ramp_rise<T: Real, S: Vector<T>>(simd: S, hi: S::V, lo: S::V, q: S::V) -> S::V {
+fn ramp_rise<T: Real, S: Arithmetic<T>>(simd: S, hi: S::V, lo: S::V, q: S::V) -> S::V {
     let span = span(simd, hi, lo, q);
     span.signed(simd, ramp(simd, lower(simd, span.length, span.top)))
 }
@@ -155,16 +155,16 @@ impl Activate for Identity {
     const LIPSCHITZ: f64 = 1.0;
 
     #[inline(always)]
-    fn value<T: Real, S: Vector<T>>(self, _: S, x: S::V) -> S::V {
+    fn value<T: Real, S: Arithmetic<T>>(self, _: S, x: S::V) -> S::V {
         x
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
         let known = simd.both(simd.le(hi, hi), simd.le(lo, lo));
         Pair { hi, lo, rise: simd.select(known, q, simd.add(hi, lo)) }
     }
     #[inline(always)]
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         where_le(simd, x, x, simd.splat(T::ONE), x)
     }
 
@@ -184,15 +184,15 @@ impl Activate for Relu {
     const LIPSCHITZ: f64 = 1.0;
 
     #[inline(always)]
-    fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn value<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         ramp(simd, x)
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
         Pair { hi: ramp(simd, hi), lo: ramp(simd, lo), rise: ramp_rise(simd, hi, lo, q) }
     }
     #[inline(always)]
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         let zero = simd.splat(T::ZERO);
         simd.select(simd.lt(zero, x), simd.splat(T::ONE), where_le(simd, x, zero, zero, x))
     }
@@ -213,13 +213,13 @@ impl Activate for LeakyRelu {
     const LIPSCHITZ: f64 = 1.0;
 
     #[inline(always)]
-    fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn value<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         // Adding zero turns the −0 of an underflow into +0, which every other path to this state gives.
         let zero = simd.splat(T::ZERO);
         where_le(simd, x, zero, simd.add(simd.mul(x, splat(simd, Self::SLOPE)), zero), x)
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
         let above = ramp_rise(simd, hi, lo, q);
         // Equal where all of the span is above zero: then the rise is `q` itself, also at infinity.
         let below = where_le(simd, simd.abs(q), simd.abs(above), simd.splat(T::ZERO), simd.sub(q, above));
@@ -227,7 +227,7 @@ impl Activate for LeakyRelu {
         Pair { hi: self.value(simd, hi), lo: self.value(simd, lo), rise }
     }
     #[inline(always)]
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         let zero = simd.splat(T::ZERO);
         simd.select(simd.lt(zero, x), simd.splat(T::ONE), where_le(simd, x, zero, splat(simd, Self::SLOPE), x))
     }
@@ -248,11 +248,11 @@ impl Activate for HardSigmoid {
     const LIPSCHITZ: f64 = 1.0;
 
     #[inline(always)]
-    fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn value<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         lower(simd, ramp(simd, x), simd.splat(T::ONE))
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
         let one = simd.splat(T::ONE);
         let span = span(simd, hi, lo, q);
         // `min(top, 1) − max(bottom, 0)`, the four differences apart.
@@ -261,7 +261,7 @@ impl Activate for HardSigmoid {
         Pair { hi: self.value(simd, hi), lo: self.value(simd, lo), rise }
     }
     #[inline(always)]
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         let (zero, one) = (simd.splat(T::ZERO), simd.splat(T::ONE));
         let open = simd.both(simd.lt(zero, x), simd.lt(x, one));
         simd.select(open, one, where_le(simd, x, x, zero, x))
@@ -287,7 +287,7 @@ impl Activate for HardSigmoid {
 /// `(1 − e^(−y))·E/((1 + z⁺)(1 + z⁻))` with the sign of `q`: `E` is the larger `z` where both arguments have one sign, else 1.
 /// `E` is multiplied last, so that only it can underflow.
 #[inline(always)]
-fn smooth_rise<T: Real, S: Vector<T>>(
+fn smooth_rise<T: Real, S: Arithmetic<T>>(
     simd: S,
     hi: (S::V, &Smooth<S::V>),
     lo: (S::V, &Smooth<S::V>),
@@ -306,17 +306,17 @@ impl Activate for Sigmoid {
     const LIPSCHITZ: f64 = 0.25;
 
     #[inline(always)]
-    fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn value<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         sigmoid_parts(simd, x).value
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
         let (up, down) = (sigmoid_parts(simd, hi), sigmoid_parts(simd, lo));
         let front = simd.neg(expm1_neg(simd, simd.abs(q)));
         Pair { hi: up.value, lo: down.value, rise: smooth_rise(simd, (hi, &up), (lo, &down), q, front) }
     }
     #[inline(always)]
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         sigmoid_slope(simd, x, 1.0)
     }
 
@@ -338,18 +338,18 @@ impl Activate for Tanh {
     const LIPSCHITZ: f64 = 1.0;
 
     #[inline(always)]
-    fn value<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn value<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         tanh_parts::<T, S, false>(simd, x).value
     }
     #[inline(always)]
-    fn pair<T: Real, S: Vector<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
+    fn pair<T: Real, S: Arithmetic<T>>(self, simd: S, hi: S::V, lo: S::V, q: S::V) -> Pair<S::V> {
         let (up, down) = (tanh_parts::<T, S, true>(simd, hi), tanh_parts::<T, S, true>(simd, lo));
         let y = simd.abs(q);
         let front = simd.mul(splat(simd, -2.0), expm1_neg(simd, simd.add(y, y)));
         Pair { hi: up.value, lo: down.value, rise: smooth_rise(simd, (hi, &up), (lo, &down), q, front) }
     }
     #[inline(always)]
-    fn derivative<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn derivative<T: Real, S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         // tanh'(x) = 4σ'(2x)
         sigmoid_slope(simd, simd.add(x, x), 4.0)
     }
@@ -437,9 +437,9 @@ impl fmt::Display for Activation {
 #[derive(Clone, Copy)]
 struct Value<A>(A);
 
-impl<A: Activate> Pointwise for Value<A> {
+impl<T: Real, A: Activate> Pointwise<T> for Value<A> {
     #[inline(always)]
-    fn at<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         self.0.value(simd, x)
     }
 }
@@ -447,9 +447,9 @@ impl<A: Activate> Pointwise for Value<A> {
 #[derive(Clone, Copy)]
 struct Derivative<A>(A);
 
-impl<A: Activate> Pointwise for Derivative<A> {
+impl<T: Real, A: Activate> Pointwise<T> for Derivative<A> {
     #[inline(always)]
-    fn at<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         self.0.derivative(simd, x)
     }
 }

@@ -13,14 +13,12 @@
 //! `e^r − 1`; coefficients rounded one after the other, the rest refitted; constant term ½).
 
 use crate::isa::{Isa, Kernel};
-use crate::vector::{Real, Vector};
+use crate::vector::{Arithmetic, Lockstep, Real, Vector};
 use core::fmt;
 
 /// The constants of the reduction for one element type, all of them exact in it.
 struct Reduction {
     log2_e: f64,
-    /// `1.5·2^(p−1)`: adding and subtracting it rounds to a whole number.
-    whole: f64,
     ln2: f64,
     ln2_rest: f64,
     /// `e^lowest` rounds to zero, and `e^highest` to infinity.
@@ -28,26 +26,28 @@ struct Reduction {
     highest: f64,
     /// `e^(−settled)` is far below an ulp of 1, and a normal number.
     settled: f64,
+    /// `2^(n + lift)` is a normal number for `lowest − 4 ≤ n·ln 2 ≤ 0`, and so is `2^(−lift)`.
+    lift: i32,
 }
 
 const SINGLE: Reduction = Reduction {
     log2_e: 1.442_695_021_629_333_5,
-    whole: 12_582_912.0,
     ln2: 0.693_147_182_464_599_6,
     ln2_rest: -1.904_654_212_125_933_6e-9,
     lowest: -104.0,
     highest: 89.0,
     settled: 32.0,
+    lift: 64,
 };
 
 const DOUBLE: Reduction = Reduction {
     log2_e: core::f64::consts::LOG2_E,
-    whole: 6_755_399_441_055_744.0,
     ln2: core::f64::consts::LN_2,
     ln2_rest: 2.319_046_813_846_299_6e-17,
     lowest: -746.0,
     highest: 710.0,
     settled: 64.0,
+    lift: 512,
 };
 
 /// `q` for `f32`: relative error of `e^r − 1` at most 2⁻³¹·⁰.
@@ -85,12 +85,12 @@ fn reduction<T: Real>() -> &'static Reduction {
 }
 
 #[inline(always)]
-pub(crate) fn splat<T: Real, S: Vector<T>>(simd: S, x: f64) -> S::V {
+pub(crate) fn splat<T: Real, S: Arithmetic<T>>(simd: S, x: f64) -> S::V {
     simd.splat(T::from_f64(x))
 }
 
 #[inline(always)]
-fn horner<T: Real, S: Vector<T>, const N: usize>(simd: S, x: S::V, coefficients: &[f64; N]) -> S::V {
+fn horner<T: Real, S: Arithmetic<T>, const N: usize>(simd: S, x: S::V, coefficients: &[f64; N]) -> S::V {
     let mut sum = splat(simd, coefficients[N - 1]);
     let mut k = N - 1;
     while k > 0 {
@@ -100,30 +100,33 @@ fn horner<T: Real, S: Vector<T>, const N: usize>(simd: S, x: S::V, coefficients:
     sum
 }
 
-/// `x` rounded to a whole number, for `|x|` far below `2^(p−2)`, after a multiplication by `factor`.
+/// `x·factor` rounded to a whole number, for one far below `2^(p−2)`, and that plus [`Real::SHIFT`].
 #[inline(always)]
-fn whole<T: Real, S: Vector<T>>(simd: S, x: S::V, factor: f64) -> S::V {
-    let whole = splat(simd, reduction::<T>().whole);
-    simd.sub(simd.mul_add(x, splat(simd, factor), whole), whole)
+fn whole<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, factor: f64) -> (S::V, S::V) {
+    let shift = simd.splat(T::SHIFT);
+    let shifted = simd.mul_add(x, splat(simd, factor), shift);
+    (simd.sub(shifted, shift), shifted)
 }
 
 /// `e^x = 2ⁿ·(1 + r + w)`, `r = head − n·ln2_rest`, `w = r²·q(r)`; `head` is exact and `r` rounded.
 struct Reduced<V> {
     n: V,
+    /// `n` plus [`Real::SHIFT`].
+    shifted: V,
     head: V,
     r: V,
     w: V,
 }
 
 #[inline(always)]
-fn reduce<T: Real, S: Vector<T>>(simd: S, x: S::V) -> Reduced<S::V> {
+fn reduce<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Reduced<S::V> {
     let constants = reduction::<T>();
-    let n = whole(simd, x, constants.log2_e);
+    let (n, shifted) = whole(simd, x, constants.log2_e);
     let head = simd.neg_mul_add(n, splat(simd, constants.ln2), x);
     let r = simd.neg_mul_add(n, splat(simd, constants.ln2_rest), head);
     let q = if is_single::<T>() { horner(simd, r, &SINGLE_Q) } else { horner(simd, r, &DOUBLE_Q) };
     let w = simd.mul(simd.mul(r, r), q);
-    Reduced { n, head, r, w }
+    Reduced { n, shifted, head, r, w }
 }
 
 /// An unevaluated sum, `|lo|` at most about half an ulp of `hi`.
@@ -134,7 +137,7 @@ struct Two<V> {
 
 /// `e^r` as a rounded sum.
 #[inline(always)]
-fn power<T: Real, S: Vector<T>>(simd: S, x: &Reduced<S::V>) -> Two<S::V> {
+fn power<T: Real, S: Arithmetic<T>>(simd: S, x: &Reduced<S::V>) -> Two<S::V> {
     let one = simd.splat(T::ONE);
     let hi = simd.add(one, x.head);
     let lo = simd.sub(x.head, simd.sub(hi, one));
@@ -145,7 +148,7 @@ fn power<T: Real, S: Vector<T>>(simd: S, x: &Reduced<S::V>) -> Two<S::V> {
 
 /// `e^r − 1` as a rounded sum.
 #[inline(always)]
-fn power_less_one<T: Real, S: Vector<T>>(simd: S, x: &Reduced<S::V>) -> Two<S::V> {
+fn power_less_one<T: Real, S: Arithmetic<T>>(simd: S, x: &Reduced<S::V>) -> Two<S::V> {
     let rest = simd.neg_mul_add(x.n, splat(simd, reduction::<T>().ln2_rest), simd.sub(x.head, x.r));
     let hi = simd.add(x.r, x.w);
     let lo = simd.add(simd.sub(x.w, simd.sub(hi, x.r)), simd.mul_add(rest, x.r, rest));
@@ -154,14 +157,26 @@ fn power_less_one<T: Real, S: Vector<T>>(simd: S, x: &Reduced<S::V>) -> Two<S::V
 
 /// Two normal powers of two whose product is `2ⁿ`, also where that is subnormal, zero or infinite.
 #[inline(always)]
-fn factors<T: Real, S: Vector<T>>(simd: S, n: S::V) -> (S::V, S::V) {
-    let half = whole(simd, n, 0.5);
-    (simd.exp2_whole(half), simd.exp2_whole(simd.sub(n, half)))
+fn factors<T: Real, S: Arithmetic<T>>(simd: S, x: &Reduced<S::V>) -> (S::V, S::V) {
+    let (half, half_shifted) = whole(simd, x.n, 0.5);
+    (simd.exp2_shifted(half_shifted, 0), simd.exp2_shifted(simd.sub(x.shifted, half), 0))
+}
+
+/// The same for `lowest − 4 ≤ n·ln 2 ≤ 0`, the second one a constant.
+#[inline(always)]
+fn factors_below_one<T: Real, S: Arithmetic<T>>(simd: S, x: &Reduced<S::V>) -> (S::V, S::V) {
+    let lift = reduction::<T>().lift;
+    (simd.exp2_shifted(x.shifted, lift), splat(simd, power_of_two(-lift)))
+}
+
+/// `2ⁿ` for `−1022 ≤ n ≤ 1023`.
+const fn power_of_two(n: i32) -> f64 {
+    f64::from_bits(((1023 + n) as u64) << 52)
 }
 
 /// `2ⁿ·(1 + d) − 1` for `n ≤ 0`, `scale = 2ⁿ`.
 #[inline(always)]
-fn less_one<T: Real, S: Vector<T>>(simd: S, scale: S::V, d: &Two<S::V>) -> Two<S::V> {
+fn less_one<T: Real, S: Arithmetic<T>>(simd: S, scale: S::V, d: &Two<S::V>) -> Two<S::V> {
     let one = simd.splat(T::ONE);
     let base = simd.sub(scale, one);
     let base_lo = simd.sub(scale, simd.add(base, one));
@@ -172,18 +187,15 @@ fn less_one<T: Real, S: Vector<T>>(simd: S, scale: S::V, d: &Two<S::V>) -> Two<S
 
 /// `−y`, or `−limit` where `y` is above it; NaN stays.
 #[inline(always)]
-fn negated<T: Real, S: Vector<T>>(simd: S, y: S::V, limit: f64) -> S::V {
-    let limit = splat(simd, limit);
-    simd.neg(simd.select(simd.lt(limit, y), limit, y))
+fn negated<T: Real, S: Arithmetic<T>>(simd: S, y: S::V, limit: f64) -> S::V {
+    simd.at_least(simd.neg(y), splat(simd, -limit))
 }
 
-/// `e^x` without the check for overflow: `x ≤ highest`.
+/// `e^x` for `x ≤ 0`.
 #[inline(always)]
-fn exp_bounded<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
-    let lowest = splat(simd, reduction::<T>().lowest);
-    let x = simd.select(simd.lt(x, lowest), lowest, x);
-    let reduced = reduce(simd, x);
-    let (a, b) = factors(simd, reduced.n);
+fn exp_below_one<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
+    let reduced = reduce(simd, simd.at_least(x, splat(simd, reduction::<T>().lowest)));
+    let (a, b) = factors_below_one(simd, &reduced);
     simd.mul(simd.mul(power(simd, &reduced).hi, a), b)
 }
 
@@ -192,9 +204,12 @@ fn exp_bounded<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
 /// Error at most 0.765 ulp in `f32` (at −87.71555, a subnormal result), largest found 0.765 ulp in `f64`. Monotone over all `f32`.
 /// `e^(−∞) = 0`, `e^∞ = ∞`; overflows to ∞, underflows gradually; NaN stays NaN.
 #[inline(always)]
-pub fn exp<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
-    let highest = splat(simd, reduction::<T>().highest);
-    exp_bounded(simd, simd.select(simd.lt(highest, x), highest, x))
+pub fn exp<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
+    let constants = reduction::<T>();
+    let x = simd.at_least(simd.at_most(x, splat(simd, constants.highest)), splat(simd, constants.lowest));
+    let reduced = reduce(simd, x);
+    let (a, b) = factors(simd, &reduced);
+    simd.mul(simd.mul(power(simd, &reduced).hi, a), b)
 }
 
 /// `e^(−y) − 1` for `y ≥ 0`: `2ⁿ·(r + r²·q(r)) + (2ⁿ − 1)`, high and low parts apart up to the last addition.
@@ -202,9 +217,9 @@ pub fn exp<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
 /// Error at most 0.818 ulp in `f32` (at 0.2864157), largest found 0.817 ulp in `f64`. Monotone over all `f32`. `y = ±0` gives 0 (of
 /// either sign), `y = ∞` gives −1, a subnormal `y` gives `−y`; NaN stays NaN. Meaningless for `y < 0`.
 #[inline(always)]
-pub fn expm1_neg<T: Real, S: Vector<T>>(simd: S, y: S::V) -> S::V {
+pub fn expm1_neg<T: Real, S: Arithmetic<T>>(simd: S, y: S::V) -> S::V {
     let reduced = reduce(simd, negated(simd, y, reduction::<T>().settled));
-    let em = less_one(simd, simd.exp2_whole(reduced.n), &power_less_one(simd, &reduced));
+    let em = less_one(simd, simd.exp2_shifted(reduced.shifted, 0), &power_less_one(simd, &reduced));
     simd.add(em.hi, em.lo)
 }
 
@@ -218,14 +233,14 @@ pub(crate) struct Smooth<V> {
 
 /// `1/(den.hi + den.lo)` from `recip = 1/den.hi` by a step of Newton's.
 #[inline(always)]
-fn refine<T: Real, S: Vector<T>>(simd: S, den: &Two<S::V>, recip: S::V) -> S::V {
+fn refine<T: Real, S: Arithmetic<T>>(simd: S, den: &Two<S::V>, recip: S::V) -> S::V {
     let rest = simd.neg_mul_add(recip, den.lo, simd.neg_mul_add(recip, den.hi, simd.splat(T::ONE)));
     simd.mul_add(rest, recip, recip)
 }
 
 /// `(num.hi + num.lo)/(den.hi + den.lo)` from `recip = 1/den.hi` in the same way.
 #[inline(always)]
-fn quotient<T: Real, S: Vector<T>>(simd: S, num: &Two<S::V>, den: &Two<S::V>, recip: S::V) -> S::V {
+fn quotient<T: Real, S: Arithmetic<T>>(simd: S, num: &Two<S::V>, den: &Two<S::V>, recip: S::V) -> S::V {
     let q = simd.mul(num.hi, recip);
     let rest = simd.add(simd.neg_mul_add(q, den.hi, num.hi), simd.neg_mul_add(q, den.lo, num.lo));
     simd.mul_add(rest, recip, q)
@@ -233,16 +248,16 @@ fn quotient<T: Real, S: Vector<T>>(simd: S, num: &Two<S::V>, den: &Two<S::V>, re
 
 /// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1`. `z` is right for every `x` if `DEEP`, else for `2|x| ≤ settled`; the value is the same.
 #[inline(always)]
-pub(crate) fn tanh_parts<T: Real, S: Vector<T>, const DEEP: bool>(simd: S, x: S::V) -> Smooth<S::V> {
+pub(crate) fn tanh_parts<T: Real, S: Arithmetic<T>, const DEEP: bool>(simd: S, x: S::V) -> Smooth<S::V> {
     let constants = reduction::<T>();
     let limit = if DEEP { -constants.lowest } else { constants.settled };
-    let y = simd.abs(x);
-    let reduced = reduce(simd, negated(simd, simd.add(y, y), limit));
+    let y = simd.neg(simd.abs(x));
+    let reduced = reduce(simd, simd.at_least(simd.add(y, y), splat(simd, -limit)));
     let (scale, z) = if DEEP {
-        let (a, b) = factors(simd, reduced.n);
+        let (a, b) = factors_below_one(simd, &reduced);
         (simd.mul(a, b), simd.mul(simd.mul(power(simd, &reduced).hi, a), b))
     } else {
-        let scale = simd.exp2_whole(reduced.n);
+        let scale = simd.exp2_shifted(reduced.shifted, 0);
         (scale, simd.mul(power(simd, &reduced).hi, scale))
     };
     let em = less_one(simd, scale, &power_less_one(simd, &reduced));
@@ -259,7 +274,7 @@ pub(crate) fn tanh_parts<T: Real, S: Vector<T>, const DEEP: bool>(simd: S, x: S:
 /// Error at most 0.767 ulp in `f32` (at ±0.12530048), largest found 0.754 ulp in `f64`. Monotone over all `f32`. Odd, `±0` and
 /// subnormals stay themselves, `tanh(±∞) = ±1`; NaN stays NaN.
 #[inline(always)]
-pub fn tanh<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
+pub fn tanh<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
     tanh_parts::<T, S, false>(simd, x).value
 }
 
@@ -274,11 +289,11 @@ struct Logistic<V> {
 }
 
 #[inline(always)]
-fn logistic<T: Real, S: Vector<T>>(simd: S, x: S::V, limit: f64) -> Logistic<S::V> {
+fn logistic<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, limit: f64) -> Logistic<S::V> {
     let one = simd.splat(T::ONE);
     let reduced = reduce(simd, negated(simd, simd.abs(x), limit));
     let power = power(simd, &reduced);
-    let (a, b) = factors(simd, reduced.n);
+    let (a, b) = factors_below_one(simd, &reduced);
     let scale = simd.mul(a, b);
     let hi = simd.mul_add(scale, power.hi, one);
     let lo = simd.mul_add(scale, power.lo, simd.mul_add(scale, power.hi, simd.sub(one, hi)));
@@ -287,19 +302,19 @@ fn logistic<T: Real, S: Vector<T>>(simd: S, x: S::V, limit: f64) -> Logistic<S::
 
 /// `1/(1 + z)` or `z/(1 + z)` with `z = e^(−|x|)`; scaled by `2ⁿ` only at the end.
 #[inline(always)]
-pub(crate) fn sigmoid_parts<T: Real, S: Vector<T>>(simd: S, x: S::V) -> Smooth<S::V> {
+pub(crate) fn sigmoid_parts<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Smooth<S::V> {
     let (zero, one) = (simd.splat(T::ZERO), simd.splat(T::ONE));
     let Logistic { power, a, b, den, recip } = logistic(simd, x, -reduction::<T>().lowest);
     let left = simd.lt(x, zero);
     let num = Two { hi: simd.select(left, power.hi, one), lo: simd.select(left, power.lo, zero) };
     let q = quotient(simd, &num, &den, recip);
-    let value = simd.mul(simd.mul(q, simd.select(left, a, one)), simd.select(left, b, one));
+    let value = simd.mul(simd.mul(q, simd.select(left, a, splat(simd, power_of_two(reduction::<T>().lift)))), b);
     Smooth { value, z: simd.mul(simd.mul(power.hi, a), b), recip: refine(simd, &den, recip) }
 }
 
 /// `slope·σ'(x)` with `σ'(x) = z/(1 + z)²`, `z = e^(−|x|)`, and never more than `slope/4`.
 #[inline(always)]
-pub(crate) fn sigmoid_slope<T: Real, S: Vector<T>>(simd: S, x: S::V, slope: f64) -> S::V {
+pub(crate) fn sigmoid_slope<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, slope: f64) -> S::V {
     // The slope is at most 4 < e⁴.
     let Logistic { power, a, b, den, recip } = logistic(simd, x, 4.0 - reduction::<T>().lowest);
     let q = simd.mul(quotient(simd, &power, &den, recip), simd.mul(refine(simd, &den, recip), splat(simd, slope)));
@@ -313,7 +328,7 @@ pub(crate) fn sigmoid_slope<T: Real, S: Vector<T>>(simd: S, x: S::V, slope: f64)
 /// Error at most 0.765 ulp in `f32` (at −87.71555, a subnormal result), largest found 0.765 ulp in `f64`: the left tail keeps
 /// its relative accuracy down to the subnormals. Monotone over all `f32`. `σ(−∞) = 0`, `σ(±0) = ½`, `σ(∞) = 1`; NaN stays NaN.
 #[inline(always)]
-pub fn sigmoid<T: Real, S: Vector<T>>(simd: S, x: S::V) -> S::V {
+pub fn sigmoid<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
     sigmoid_parts(simd, x).value
 }
 
@@ -433,16 +448,23 @@ fn check_lengths<T>(out: &[T], x: &[T]) -> Result<(), LengthMismatch> {
 }
 
 /// A function of one vector. A trait and not a closure: a closure called for the body and for the tail is not inlined.
-pub(crate) trait Pointwise: Copy {
-    fn at<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V;
+pub(crate) trait Pointwise<T: Real>: Copy {
+    fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V;
 }
+
+/// Vectors in lockstep: with fewer the units wait for results, although registers are spilled.
+const CHAINED: usize = 8;
 
 /// `out = f(x)`, whole vectors and then the tail; the lengths are equal.
 #[inline(always)]
-pub(crate) fn map_in<T: Real, S: Vector<T>, F: Pointwise>(simd: S, f: F, out: &mut [T], x: &[T]) {
+pub(crate) fn map_in<T: Real, S: Vector<T>, F: Pointwise<T>>(simd: S, f: F, out: &mut [T], x: &[T]) {
     let (body, tail) = S::as_vectors(x);
     let (out_body, out_tail) = S::as_vectors_mut(out);
-    for (out, &x) in out_body.iter_mut().zip(body) {
+    let ((groups, last), (out_groups, out_last)) = (body.as_chunks::<CHAINED>(), out_body.as_chunks_mut::<CHAINED>());
+    for (out, &x) in out_groups.iter_mut().zip(groups) {
+        *out = f.at(Lockstep(simd), x);
+    }
+    for (out, &x) in out_last.iter_mut().zip(last) {
         *out = f.at(simd, x);
     }
     if !tail.is_empty() {
@@ -456,7 +478,7 @@ struct Map<'a, T, F> {
     x: &'a [T],
 }
 
-impl<T: Real, F: Pointwise> Kernel<T> for Map<'_, T, F> {
+impl<T: Real, F: Pointwise<T>> Kernel<T> for Map<'_, T, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
@@ -465,7 +487,7 @@ impl<T: Real, F: Pointwise> Kernel<T> for Map<'_, T, F> {
 }
 
 /// `out = f(x)`; checks the lengths.
-pub(crate) fn map_pointwise<T: Real, F: Pointwise>(isa: Isa, f: F, out: &mut [T], x: &[T]) -> Result<(), LengthMismatch> {
+pub(crate) fn map_pointwise<T: Real, F: Pointwise<T>>(isa: Isa, f: F, out: &mut [T], x: &[T]) -> Result<(), LengthMismatch> {
     check_lengths(out, x)?;
     isa.run(Map { f, out, x });
     Ok(())
@@ -489,9 +511,9 @@ macro_rules! pointwise {
     ($($name:ident = $function:ident;)*) => { $(
         #[derive(Clone, Copy)]
         struct $name;
-        impl Pointwise for $name {
+        impl<T: Real> Pointwise<T> for $name {
             #[inline(always)]
-            fn at<T: Real, S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+            fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
                 $function(simd, x)
             }
         }
@@ -532,97 +554,82 @@ const CHAINS: usize = 16;
 struct Chains([f64; CHAINS]);
 
 impl Chains {
-    /// Adds the next elements of the row; their number is a multiple of [`CHAINS`] but for the last call.
+    /// Adds the next elements of the row.
     #[inline(always)]
-    fn add<T: Real>(&mut self, terms: &[T]) {
-        let (chunks, rest) = terms.as_chunks::<CHAINS>();
-        for chunk in chunks {
+    fn add<T: Real>(&mut self, terms: &[[T; CHAINS]]) {
+        for chunk in terms {
             for i in 0..CHAINS {
                 self.0[i] += chunk[i].to_f64();
             }
         }
-        for (sum, term) in self.0.iter_mut().zip(rest) {
-            *sum += term.to_f64();
-        }
     }
 
     #[inline(always)]
-    fn total(mut self) -> f64 {
-        let mut width = CHAINS;
-        while width > 1 {
-            width /= 2;
-            for i in 0..width {
-                self.0[i] += self.0[i + width];
-            }
+    fn total(self) -> f64 {
+        let (mut eight, mut four) = ([0.0; CHAINS / 2], [0.0; CHAINS / 4]);
+        for i in 0..8 {
+            eight[i] = self.0[i] + self.0[i + 8];
         }
-        self.0[0]
+        for i in 0..4 {
+            four[i] = eight[i] + eight[i + 4];
+        }
+        (four[0] + four[2]) + (four[1] + four[3])
     }
 }
 
-/// Running maximum, and a NaN if one was seen.
-struct Peak<V> {
-    max: V,
-    nan: V,
-}
-
-/// The largest element; NaN if there is one, −∞ if there is none.
+/// The largest element, −∞ if there is none; anything if one is NaN.
 #[inline(always)]
 fn maximum<T: Real, S: Vector<T>>(simd: S, x: &[T]) -> T {
+    let lowest = T::from_f64(f64::NEG_INFINITY);
     let (body, tail) = S::as_vectors(x);
-    let floor = splat(simd, f64::NEG_INFINITY);
-    let mut peak = Peak { max: floor, nan: floor };
-    for &x in body {
-        peak.max = simd.select(simd.le(x, peak.max), peak.max, x);
-        peak.nan = simd.select(simd.le(x, x), peak.nan, x);
+    let mut peaks = [simd.splat(lowest); 4];
+    let (groups, last) = body.as_chunks();
+    for group in groups {
+        peaks = Lockstep(simd).at_least(*group, peaks);
     }
-    // A lane that took a NaN for its maximum and then forgot it has it in `nan`.
-    let mut lanes = [T::ZERO; 2 * BLOCK];
-    let (maxima, nans) = lanes.split_at_mut(BLOCK);
-    simd.store_partial(&mut maxima[..S::LANES], peak.max);
-    simd.store_partial(&mut nans[..S::LANES], peak.nan);
-    let mut largest = T::from_f64(f64::NEG_INFINITY);
-    for &x in maxima[..S::LANES].iter().chain(&nans[..S::LANES]).chain(tail) {
-        #[expect(clippy::eq_op, reason = "`Real` has no `is_nan`")]
-        if x > largest || x != x {
-            largest = x;
-        }
-        #[expect(clippy::eq_op, reason = "as above")]
-        if largest != largest {
-            return largest;
-        }
+    for &x in last {
+        peaks[0] = simd.at_least(x, peaks[0]);
     }
-    largest
+    if !tail.is_empty() {
+        peaks[1] = simd.at_least(simd.first(tail.len(), simd.load_partial(tail), lowest), peaks[1]);
+    }
+    simd.largest(simd.at_least(simd.at_least(peaks[0], peaks[1]), simd.at_least(peaks[2], peaks[3])))
 }
 
-/// `e^(x − peak)` for finite `peak ≥ x`: the rounding error of the difference, known exactly, is a factor `1 + rest` (to first order).
+/// `e^(x − peak)` for finite `peak ≥ x`, NaN if either is, or `x = peak` infinite: the rounding error of the difference, known exactly, is a factor `1 + rest` (to first order).
 #[derive(Clone, Copy)]
 struct Shifted<T> {
     peak: T,
 }
 
-impl<T: Real> Shifted<T> {
+impl<T: Real> Pointwise<T> for Shifted<T> {
     #[inline(always)]
-    fn at<S: Vector<T>>(self, simd: S, x: S::V) -> S::V {
+    fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         let peak = simd.splat(self.peak);
         let d = simd.sub(x, peak);
         let back = simd.sub(d, x);
         let rest = simd.sub(simd.sub(x, simd.sub(d, back)), simd.add(peak, back));
         // Below `lowest` the result is 0, and the rest may be NaN.
         let rest = simd.select(simd.le(splat(simd, reduction::<T>().lowest), d), rest, simd.splat(T::ZERO));
-        let e = exp_bounded(simd, d);
+        let e = exp_below_one(simd, d);
         simd.mul_add(e, rest, e)
     }
+}
 
+impl<T: Real> Shifted<T> {
+    /// The terms of the end of a row, fewer than [`BLOCK`], and their sum with those before. The zeros behind them stay.
     #[inline(always)]
-    fn map<S: Vector<T>>(self, simd: S, out: &mut [T], x: &[T]) {
+    fn end<S: Vector<T>>(self, simd: S, terms: &mut [T; BLOCK], x: &[T], sum: &mut Chains) {
         let (body, tail) = S::as_vectors(x);
-        let (out_body, out_tail) = S::as_vectors_mut(out);
-        for (out, &x) in out_body.iter_mut().zip(body) {
-            *out = self.at(simd, x);
+        let (to, _) = S::as_vectors_mut(terms);
+        for (to, &x) in to.iter_mut().zip(body) {
+            *to = self.at(simd, x);
         }
         if !tail.is_empty() {
-            simd.store_partial(out_tail, self.at(simd, simd.load_partial(tail)));
+            // A whole vector: what is stored under a mask cannot be loaded before it has reached the cache.
+            to[body.len()] = simd.first(tail.len(), self.at(simd, simd.load_partial(tail)), T::ZERO);
         }
+        sum.add(&terms.as_chunks().0[..x.len().div_ceil(CHAINS)]);
     }
 }
 
@@ -637,15 +644,17 @@ impl<T: Real> Kernel<T> for LogSumExp<'_, T> {
     fn run<S: Vector<T>>(self, simd: S) -> (f64, f64) {
         let peak = maximum(simd, self.x);
         if !peak.is_finite() {
-            return (peak.to_f64(), 1.0);
+            let any = self.x.iter().find(|x| x.partial_cmp(x).is_none()).unwrap_or(&peak);
+            return (any.to_f64(), 1.0);
         }
-        let mut buffer = [T::ZERO; BLOCK];
         let mut sum = Chains([0.0; CHAINS]);
-        for x in self.x.chunks(BLOCK) {
-            let terms = &mut buffer[..x.len()];
-            Shifted { peak }.map(simd, terms, x);
-            sum.add(terms);
+        let (blocks, end) = self.x.as_chunks::<BLOCK>();
+        for x in blocks {
+            let mut terms = [T::ZERO; BLOCK];
+            map_in(simd, Shifted { peak }, &mut terms, x);
+            sum.add(terms.as_chunks().0);
         }
+        Shifted { peak }.end(simd, &mut [T::ZERO; BLOCK], end, &mut sum);
         (peak.to_f64(), sum.total())
     }
 }
@@ -676,21 +685,31 @@ impl<T: Real> Kernel<T> for Softmax<'_, T> {
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
         let peak = maximum(simd, self.x);
-        if !peak.is_finite() {
+        let mut sum = Chains([0.0; CHAINS]);
+        let ((blocks, end), (out_blocks, out_end)) = (self.x.as_chunks::<BLOCK>(), self.out.as_chunks_mut::<BLOCK>());
+        for (out, x) in out_blocks.iter_mut().zip(blocks) {
+            map_in(simd, Shifted { peak }, out, x);
+            sum.add(out.as_chunks().0);
+        }
+        let mut terms = [T::ZERO; BLOCK];
+        Shifted { peak }.end(simd, &mut terms, end, &mut sum);
+        // NaN and +∞ make a term NaN, and so does a row of −∞.
+        let sum = sum.total();
+        if sum.is_nan() {
             self.out.fill(T::from_f64(f64::NAN));
             return;
         }
-        Shifted { peak }.map(simd, self.out, self.x);
-        let mut sum = Chains([0.0; CHAINS]);
-        sum.add(self.out);
-        let sum = simd.splat(T::from_f64(sum.total()));
-        let (body, tail) = S::as_vectors_mut(self.out);
-        for out in body {
+        let sum = simd.splat(T::from_f64(sum));
+        for out in S::as_vectors_mut(out_blocks.as_flattened_mut()).0 {
             *out = simd.div(*out, sum);
         }
+        let (terms, _) = S::as_vectors(&terms);
+        let (body, tail) = S::as_vectors_mut(out_end);
+        for (out, &term) in body.iter_mut().zip(terms) {
+            *out = simd.div(term, sum);
+        }
         if !tail.is_empty() {
-            let last = simd.div(simd.load_partial(tail), sum);
-            simd.store_partial(tail, last);
+            simd.store_partial(tail, simd.div(terms[body.len()], sum));
         }
     }
 }

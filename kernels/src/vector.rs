@@ -53,6 +53,8 @@ pub trait Real:
     const UNIT_ROUNDOFF: f64;
     /// Smallest positive (subnormal) number.
     const TINY: f64;
+    /// `1.5·2^(p−1)`: adding it rounds to a whole number, which is then in the low bits.
+    const SHIFT: Self;
 
     /// The nearest `Self`.
     fn from_f64(x: f64) -> Self;
@@ -135,14 +137,12 @@ impl<T: Real> Kernels<T> {
     }
 }
 
-/// Vectors of `T` under an instruction set.
-pub trait Vector<T: Real>: Simd {
-    /// A register of `LANES` elements; plain data without alignment of its own.
-    type V: Copy + Debug + Send + Sync + Pod;
+/// The operations of functions that treat every element alike.
+pub trait Arithmetic<T: Real>: Copy {
+    /// Elements of type `T`.
+    type V: Copy + Debug + Send + Sync;
     /// One truth value a lane.
     type M: Copy + Debug + Send + Sync;
-    /// Elements in a vector.
-    const LANES: usize;
 
     /// `x` in every lane.
     fn splat(self, x: T) -> Self::V;
@@ -174,8 +174,18 @@ pub trait Vector<T: Real>: Simd {
     fn both(self, a: Self::M, b: Self::M) -> Self::M;
     /// `yes` where the mask holds, else `no`.
     fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
-    /// `2ⁿ` for whole `n` of the normal exponent range (−126…127 or −1022…1023); garbage elsewhere.
-    fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// The larger of `a` and `low`, `a` where it is NaN; `low` is a number.
+    fn at_least(self, a: Self::V, low: Self::V) -> Self::V;
+    /// The smaller of `a` and `high`, `a` where it is NaN; `high` is a number.
+    fn at_most(self, a: Self::V, high: Self::V) -> Self::V;
+    /// `2^(n + more)` for `shifted = n + SHIFT` with a whole `n`; garbage beyond the normal exponents (−126…127 or −1022…1023).
+    fn exp2_shifted(self, shifted: Self::V, more: i32) -> Self::V;
+}
+
+/// Vectors of `T` under an instruction set: `V` is a register, plain data without alignment of its own.
+pub trait Vector<T: Real>: Simd + Arithmetic<T, V: Pod> {
+    /// Elements in a vector.
+    const LANES: usize;
 
     /// Loads `live` elements from `ptr`; the other lanes are zero.
     ///
@@ -192,6 +202,11 @@ pub trait Vector<T: Real>: Simd {
     /// # Safety
     /// `1 ≤ live ≤ LANES`, and `ptr` is valid for writing `live` elements.
     unsafe fn store_live(self, ptr: *mut T, live: usize, value: Self::V);
+
+    /// The largest element; any number if one is NaN.
+    fn largest(self, a: Self::V) -> T;
+    /// `a` in the first `live` lanes and `x` in the others.
+    fn first(self, live: usize, a: Self::V, x: T) -> Self::V;
 
     /// Whole vectors at the front of `slice`, and the rest.
     fn as_vectors(slice: &[T]) -> (&[Self::V], &[T]);
@@ -223,7 +238,7 @@ pub trait Vector<T: Real>: Simd {
 macro_rules! vectors {
     ($t:ident, $bits:ident, $name:literal, $v:ident, $m:ident, $u:ident, $lanes:ident, $enter:ident, $unit:expr,
      [$splat:ident $add:ident $sub:ident $mul:ident $div:ident $fma:ident $nfma:ident $sqrt:ident],
-     [$neg:ident $lt:ident $le:ident $both:ident $select:ident],
+     [$neg:ident $lt:ident $le:ident $both:ident $select:ident $min:ident $max:ident $largest:ident],
      [$splat_u:ident $and_u:ident $or_u:ident $to_u:ident $from_u:ident],
      [$between:ident $index:ident $load:ident $store:ident $slice:ident $slice_mut:ident], $exp2:expr) => {
         impl Real for $t {
@@ -232,6 +247,7 @@ macro_rules! vectors {
             const ONE: Self = 1.0;
             const UNIT_ROUNDOFF: f64 = $unit;
             const TINY: f64 = $t::from_bits(1) as f64;
+            const SHIFT: Self = (3u64 << ($t::MANTISSA_DIGITS - 2)) as $t;
 
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
@@ -272,10 +288,9 @@ macro_rules! vectors {
             }
         }
 
-        impl<S: Simd> Vector<$t> for S {
+        impl<S: Simd> Arithmetic<$t> for S {
             type V = S::$v;
             type M = S::$m;
-            const LANES: usize = S::$lanes;
 
             #[inline(always)]
             fn splat(self, x: $t) -> Self::V {
@@ -321,7 +336,7 @@ macro_rules! vectors {
             #[inline(always)]
             fn copysign(self, a: Self::V, sign: Self::V) -> Self::V {
                 let sign = self.$and_u(self.$to_u(sign), self.$splat_u((-0.0 as $t).to_bits()));
-                self.$from_u(self.$or_u(self.$to_u(<Self as Vector<$t>>::abs(self, a)), sign))
+                self.$from_u(self.$or_u(self.$to_u(<Self as Arithmetic<$t>>::abs(self, a)), sign))
             }
             #[inline(always)]
             fn lt(self, a: Self::V, b: Self::V) -> Self::M {
@@ -339,10 +354,24 @@ macro_rules! vectors {
             fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V {
                 self.$select(mask, yes, no)
             }
+            // On x86 the second operand is the result if one is NaN, on Arm a NaN is; the scalar functions drop it.
             #[inline(always)]
-            fn exp2_whole(self, n: Self::V) -> Self::V {
-                $exp2(self, n)
+            fn at_least(self, a: Self::V, low: Self::V) -> Self::V {
+                if S::IS_SCALAR { self.$select(self.$lt(a, low), low, a) } else { self.$max(low, a) }
             }
+            #[inline(always)]
+            fn at_most(self, a: Self::V, high: Self::V) -> Self::V {
+                if S::IS_SCALAR { self.$select(self.$lt(high, a), high, a) } else { self.$min(high, a) }
+            }
+            #[inline(always)]
+            fn exp2_shifted(self, shifted: Self::V, more: i32) -> Self::V {
+                $exp2(self, shifted, more)
+            }
+        }
+
+        impl<S: Simd> Vector<$t> for S {
+            const LANES: usize = S::$lanes;
+
             #[inline(always)]
             unsafe fn load_live(self, ptr: *const $t, live: usize) -> Self::V {
                 if live == S::$lanes {
@@ -371,6 +400,14 @@ macro_rules! vectors {
                 unsafe { self.$store(mask, ptr, value) }
             }
             #[inline(always)]
+            fn largest(self, a: Self::V) -> $t {
+                self.$largest(a)
+            }
+            #[inline(always)]
+            fn first(self, live: usize, a: Self::V, x: $t) -> Self::V {
+                self.$select(self.$between(0, live as $index).mask(), a, self.$splat(x))
+            }
+            #[inline(always)]
             fn as_vectors(slice: &[$t]) -> (&[Self::V], &[$t]) {
                 S::$slice(slice)
             }
@@ -382,40 +419,117 @@ macro_rules! vectors {
     };
 }
 
-/// `2ⁿ`: adding 1.5·2²³ leaves `n` in the low mantissa bits; shifted into the exponent field and added to the bits of 1.
+/// `n` is in the low bits: shifted into the exponent field and added to the bits of `2^more`.
 #[inline(always)]
-fn exp2_whole_f32<S: Simd>(simd: S, n: S::f32s) -> S::f32s {
-    let biased = simd.add_f32s(n, simd.splat_f32s(12_582_912.0));
-    let shifted = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(biased), simd.splat_u32s(23));
-    simd.transmute_f32s_u32s(simd.add_u32s(shifted, simd.splat_u32s(1.0f32.to_bits())))
+fn exp2_shifted_f32<S: Simd>(simd: S, shifted: S::f32s, more: i32) -> S::f32s {
+    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    simd.transmute_f32s_u32s(simd.add_u32s(exponent, simd.splat_u32s(((127 + more) as u32) << 23)))
 }
 
-/// `2ⁿ`: adding 1.5·2²⁰ leaves `n` at bit 32 with zeros below, so a 32-bit shift by 20 moves it into the exponent field.
+/// Adding 1.5·2²⁰ leaves `n` at bit 32 with zeros below, so a 32-bit shift by 20 moves it into the exponent field.
 #[inline(always)]
-fn exp2_whole_f64<S: Simd>(simd: S, n: S::f64s) -> S::f64s {
+fn exp2_shifted_f64<S: Simd>(simd: S, shifted: S::f64s, more: i32) -> S::f64s {
+    let n = simd.sub_f64s(shifted, simd.splat_f64s(f64::SHIFT));
     let biased = simd.transmute_u64s_f64s(simd.add_f64s(n, simd.splat_f64s(1_572_864.0)));
     // Both branches are compiled for every set; `bytemuck::cast` checks the sizes where it is reached.
-    let shifted: S::u64s = if S::IS_SCALAR {
+    let exponent: S::u64s = if S::IS_SCALAR {
         bytemuck::cast(bytemuck::cast::<_, u64>(biased) << 20)
     } else {
         bytemuck::cast(simd.wrapping_dyn_shl_u32s(bytemuck::cast(biased), simd.splat_u32s(20)))
     };
-    simd.transmute_f64s_u64s(simd.add_u64s(shifted, simd.splat_u64s(1.0f64.to_bits())))
+    simd.transmute_f64s_u64s(simd.add_u64s(exponent, simd.splat_u64s(((1023 + more) as u64) << 52)))
+}
+
+/// `N` vectors in lockstep: as many chains of operations side by side, where one leaves the units waiting for its results.
+#[derive(Clone, Copy)]
+pub(crate) struct Lockstep<S, const N: usize>(pub(crate) S);
+
+macro_rules! lockstep {
+    ($($name:ident($first:ident $(, $arg:ident)*);)*) => { $(
+        #[inline(always)]
+        fn $name(self, mut $first: Self::V $(, $arg: Self::V)*) -> Self::V {
+            for i in 0..N {
+                $first[i] = self.0.$name($first[i] $(, $arg[i])*);
+            }
+            $first
+        }
+    )* };
+}
+
+impl<T: Real, S: Arithmetic<T>, const N: usize> Arithmetic<T> for Lockstep<S, N> {
+    type V = [S::V; N];
+    type M = [S::M; N];
+
+    #[inline(always)]
+    fn splat(self, x: T) -> Self::V {
+        [self.0.splat(x); N]
+    }
+    lockstep! {
+        add(a, b);
+        sub(a, b);
+        mul(a, b);
+        div(a, b);
+        mul_add(a, b, c);
+        neg_mul_add(a, b, c);
+        sqrt(a);
+        abs(a);
+        neg(a);
+        copysign(a, sign);
+        at_least(a, low);
+        at_most(a, high);
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M {
+        let mut holds = [self.0.lt(a[0], b[0]); N];
+        for i in 1..N {
+            holds[i] = self.0.lt(a[i], b[i]);
+        }
+        holds
+    }
+    #[inline(always)]
+    fn le(self, a: Self::V, b: Self::V) -> Self::M {
+        let mut holds = [self.0.le(a[0], b[0]); N];
+        for i in 1..N {
+            holds[i] = self.0.le(a[i], b[i]);
+        }
+        holds
+    }
+    #[inline(always)]
+    fn both(self, mut a: Self::M, b: Self::M) -> Self::M {
+        for i in 0..N {
+            a[i] = self.0.both(a[i], b[i]);
+        }
+        a
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::M, mut yes: Self::V, no: Self::V) -> Self::V {
+        for i in 0..N {
+            yes[i] = self.0.select(mask[i], yes[i], no[i]);
+        }
+        yes
+    }
+    #[inline(always)]
+    fn exp2_shifted(self, mut shifted: Self::V, more: i32) -> Self::V {
+        for i in 0..N {
+            shifted[i] = self.0.exp2_shifted(shifted[i], more);
+        }
+        shifted
+    }
 }
 
 vectors!(
     f32, u32, "f32", f32s, m32s, u32s, F32_LANES, enter_f32, 1.0 / (1u64 << 24) as f64,
     [splat_f32s add_f32s sub_f32s mul_f32s div_f32s mul_add_f32s negate_mul_add_f32s sqrt_f32s],
-    [neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s],
+    [neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s min_f32s max_f32s reduce_max_f32s],
     [splat_u32s and_u32s or_u32s transmute_u32s_f32s transmute_f32s_u32s],
     [mask_between_m32s u32 mask_load_ptr_f32s mask_store_ptr_f32s as_simd_f32s as_mut_simd_f32s],
-    exp2_whole_f32
+    exp2_shifted_f32
 );
 vectors!(
     f64, u64, "f64", f64s, m64s, u64s, F64_LANES, enter_f64, 1.0 / (1u64 << 53) as f64,
     [splat_f64s add_f64s sub_f64s mul_f64s div_f64s mul_add_f64s negate_mul_add_f64s sqrt_f64s],
-    [neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s],
+    [neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s min_f64s max_f64s reduce_max_f64s],
     [splat_u64s and_u64s or_u64s transmute_u64s_f64s transmute_f64s_u64s],
     [mask_between_m64s u64 mask_load_ptr_f64s mask_store_ptr_f64s as_simd_f64s as_mut_simd_f64s],
-    exp2_whole_f64
+    exp2_shifted_f64
 );
