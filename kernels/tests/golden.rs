@@ -11,7 +11,7 @@ use core::fmt::Display;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, cos_pi, ln, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
-use dualprop_kernels::gram::{abs_gram, gram, image};
+use dualprop_kernels::gram::{abs_gram, gram, image, wide_gram};
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
@@ -424,7 +424,7 @@ fn products<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
 
 /// Sweeps over a matrix with contiguous rows; the last [`LARGE`] have several parts.
 fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
-    let mut lines = ["gram", "abs-gram", "image", "scan"].map(|name| Line::new::<T>(&name));
+    let mut lines = ["gram", "abs-gram", "image", "scan", "wide-gram"].map(|name| Line::new::<T>(&name));
     let mut random = SplitMix64::new(6);
     for number in 0..SMALL + LARGE {
         let (m, n) = match number.checked_sub(SMALL) {
@@ -437,7 +437,7 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
         let x = Grid::<T>::random(p, n, Family::Uniform, number + 100);
         let wide: Vec<f64> = (0..n).map(|j| x.get(0, j).to_f64()).collect();
         let sizes: Vec<f64> = wide.iter().map(|x| x.abs()).collect();
-        let mut hashes = [const { Vec::new() }; 4];
+        let mut hashes = [const { Vec::new() }; 5];
         for isa in Isa::available() {
             for (pool, threads) in pools.iter().zip(THREADS) {
                 let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
@@ -445,17 +445,20 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
                 let placed = |k, grid| Placed::new(grid, way.offset_of(k), false, padding);
                 let (at_a, at_x, mut y) = (placed(0, &a), placed(1, &x), placed(2, &x));
                 let (mut squares, mut abs, mut product) = (vec![0.0; p], vec![0.0; n], vec![0.0; m]);
+                let mut both = vec![0.0; n];
                 let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
                 pool.install(|| {
                     gram(isa, par, at_a.view(), at_x.view(), y.view_mut(), &mut squares, &mut Scratch::new());
                     abs_gram(isa, par, at_a.view(), &sizes, &mut abs, &mut Scratch::new());
                     image(isa, par, at_a.view(), &wide, &mut product);
+                    wide_gram(isa, par, at_a.view(), &wide, &mut both, &mut Scratch::new());
                 });
                 let found = scan(isa, at_a.view(), &mut Scratch::new()).expect("finite elements");
                 let mut of_y = Hash::of(&squares);
                 y.hash_into(&mut of_y);
                 let bounds = [found.lower(), found.frobenius(), found.holder(), found.largest];
-                for (hashes, hash) in hashes.iter_mut().zip([of_y, Hash::of(&abs), Hash::of(&product), Hash::of(&bounds)]) {
+                let hashes_now = [of_y, Hash::of(&abs), Hash::of(&product), Hash::of(&bounds), Hash::of(&both)];
+                for (hashes, hash) in hashes.iter_mut().zip(hashes_now) {
                     hashes.push((way, hash));
                 }
             }

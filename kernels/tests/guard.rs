@@ -22,7 +22,7 @@ use core::mem::ManuallyDrop;
 use dualprop_kernels::activation::Activation;
 use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
-use dualprop_kernels::gram::{abs_gram, gram, image};
+use dualprop_kernels::gram::{abs_gram, gram, image, wide_gram};
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
@@ -699,7 +699,7 @@ fn deep_products<T: Scalar>() {
 /// Sweeps over matrices with all tails of lines, groups and tiles, with one vector, four and eight.
 fn sweeps<T: Scalar>() {
     let [mut a_slot, mut x_slot, mut y_slot] = core::array::from_fn(|_| Slot::<T>::new());
-    let [mut wide_slot, mut abs_slot, mut image_slot] = core::array::from_fn(|_| Slot::<f64>::new());
+    let [mut wide_slot, mut abs_slot, mut image_slot, mut both_slot] = core::array::from_fn(|_| Slot::<f64>::new());
     let mut random = SplitMix64::new(6);
     for isa in Isa::available() {
         for m in [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 17] {
@@ -725,9 +725,12 @@ fn sweeps<T: Scalar>() {
                         (abs_slot.put(1, n, Place::plain(flush)), image_slot.put(1, m, Place::plain(flush)));
                     abs_gram(isa, Par::Seq, a.view(), wide.vector(), abs.vector_mut(), &mut Scratch::new());
                     image(isa, Par::Seq, a.view(), wide.vector(), image_of.vector_mut());
+                    let mut both = both_slot.put(1, n, Place::plain(flush));
+                    wide_gram(isa, Par::Seq, a.view(), wide.vector(), both.vector_mut(), &mut Scratch::new());
                     let row = |r: usize, f: fn(f64) -> f64| (0..n).map(|j| f(left(r, j)) * sizes[j]).sum::<f64>();
                     abs.check("abs", |_, j| Some((0..m).map(|r| left(r, j).abs() * row(r, f64::abs)).sum()));
                     image_of.check("image", |_, r| Some(row(r, |x| x)));
+                    both.check("both in f64", |_, j| Some((0..m).map(|r| left(r, j) * row(r, |x| x)).sum()));
                     wide.check("x in f64", |_, j| Some(sizes[j]));
                     x.check("x", |i, j| Some(right(i, j)));
                     a.check("matrix", |i, j| Some(left(i, j)));
