@@ -649,8 +649,8 @@ impl<T: Real> Kernel<T> for LogSumExp<'_, T> {
         }
         let mut sum = Chains([0.0; CHAINS]);
         let (blocks, end) = self.x.as_chunks::<BLOCK>();
+        let mut terms = [T::ZERO; BLOCK];
         for x in blocks {
-            let mut terms = [T::ZERO; BLOCK];
             map_in(simd, Shifted { peak }, &mut terms, x);
             sum.add(terms.as_chunks().0);
         }
