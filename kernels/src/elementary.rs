@@ -452,7 +452,7 @@ pub(crate) trait Pointwise<T: Real>: Copy {
     fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V;
 }
 
-/// Vectors in lockstep: with fewer the units wait for results, although registers are spilled.
+/// Vectors in lockstep: registers are spilled, but with fewer vectors the units wait for results.
 const CHAINED: usize = 8;
 
 /// `out = f(x)`, whole vectors and then the tail; the lengths are equal.
