@@ -452,7 +452,7 @@ pub(crate) trait Pointwise<T: Real>: Copy {
     fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V;
 }
 
-/// Vectors in lockstep: with fewer the units wait for results, although registers are spilled.
+/// Vectors in lockstep: registers are spilled, but with fewer vectors the units wait for results.
 const CHAINED: usize = 8;
 
 /// `out = f(x)`, whole vectors and then the tail; the lengths are equal.
@@ -649,8 +649,8 @@ impl<T: Real> Kernel<T> for LogSumExp<'_, T> {
         }
         let mut sum = Chains([0.0; CHAINS]);
         let (blocks, end) = self.x.as_chunks::<BLOCK>();
+        let mut terms = [T::ZERO; BLOCK];
         for x in blocks {
-            let mut terms = [T::ZERO; BLOCK];
             map_in(simd, Shifted { peak }, &mut terms, x);
             sum.add(terms.as_chunks().0);
         }
