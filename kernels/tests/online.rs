@@ -135,7 +135,7 @@ fn large_weights_are_shared_out<T: Scalar>() {
     let (m, n) = (517, 1025);
     assert!(4 * m * n >= SEQUENTIAL, "shared out");
     let step = Step::<T>::new(m, n, Family::Uniform, 1);
-    for isa in Isa::available().filter(|isa| isa.name() != "portable") {
+    for isa in Isa::available() {
         for threads in [2, 3, 7] {
             let update = Update { optimizer: Optimizer::ADAM, decay: Decay::None, learning_rate: 0.1, step: 2, scale: -0.5 };
             step.check(isa, Par::rayon(threads), Layout::default(), update);
