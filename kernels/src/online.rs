@@ -37,7 +37,8 @@ pub fn online<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], 
     (T::kernels().online)(isa, par, descent, diff, mean, Some((next, image)));
 }
 
-/// `W ← descent(W, δ s̄ᵀ)` alone: a product of depth 1 with this epilogue, to the bit, in less time.
+/// `W ← descent(W, δ s̄ᵀ)` alone, for `δ` = `diff` (`n_out`) and `s̄` = `mean` (`n_in`): a product of depth 1 with this epilogue, to the bit, in
+/// less time. Costs `2·n_out·n_in` flops and those of the optimizer, and one pass over weights and moments.
 ///
 /// # Panics
 /// If lengths do not fit.
@@ -96,7 +97,7 @@ impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
             return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, diff, mean, next, image });
         }
         let left = tasks / 2;
-        let middle = (diff.len() * left / tasks).next_multiple_of(GROUP).min(diff.len());
+        let middle = diff.len() * left / tasks;
         let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
         let under = epilogue.skip_rows(middle);
         rayon::join(
@@ -180,10 +181,12 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                 }
                 for r in 0..R {
                     epilogue[r].prefetch(col + AHEAD * S::LANES);
-                    // SAFETY: rows `row..row + R` are of the product that the epilogue fits and no other call has them (`share`); columns as
-                    // above; `UNIT` was asked for.
+                    // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which the epilogue fits; `share` and `rows` give
+                    // it to this call alone; columns as above; `UNIT` was asked for.
                     let w = unsafe { epilogue[r].step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), col, live) };
                     if IMAGE {
+                        // Lanes without a weight may have become 0/0.
+                        let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };
                         sums[r][k] = simd.mul_add(w, x, sums[r][k]);
                     }
                 }

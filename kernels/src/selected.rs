@@ -15,6 +15,7 @@
 
 use faer::{MatMut, MatRef};
 
+use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::strided::MAX_LANES;
 use crate::vector::{Real, Vector};
@@ -233,9 +234,8 @@ impl<T: Real> Kernel<T> for Inner<'_, T> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(mut self, simd: S) {
-        let line = 64 / size_of::<T>();
         // Sums, rows and a vector fit the registers. The conditions are constants.
-        match line / S::LANES {
+        match lanes::<T>() / S::LANES {
             1 => self.blocks::<S, 5, 1>(simd),
             2 => self.blocks::<S, 2, 2>(simd),
             4 => self.blocks::<S, 2, 4>(simd),
@@ -254,17 +254,11 @@ impl<T: Real> Inner<'_, T> {
                 let sums = self.block::<S, B, V>(simd, i0, j0);
                 for i in i0..m.min(i0 + B) {
                     for j in j0.max(i)..m.min(j0 + B) {
-                        let mut lanes = [T::ZERO; MAX_LANES];
-                        S::as_vectors_mut(&mut lanes).0[..V].copy_from_slice(&sums[i - i0][j - j0]);
-                        let mut half = V * S::LANES / 2;
-                        while half > 0 {
-                            for l in 0..half {
-                                lanes[l] += lanes[l + half];
-                            }
-                            half /= 2;
-                        }
-                        self.out[(i, j)] = lanes[0].to_f64();
-                        self.out[(j, i)] = lanes[0].to_f64();
+                        let mut line = [T::ZERO; MAX_LANES];
+                        S::as_vectors_mut(&mut line).0[..V].copy_from_slice(&sums[i - i0][j - j0]);
+                        let product = fold(&line[..V * S::LANES]).to_f64();
+                        self.out[(i, j)] = product;
+                        self.out[(j, i)] = product;
                     }
                 }
             }

@@ -18,7 +18,7 @@ use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{MatMut, MatRef, Par};
 
 use crate::epilogue::Epilogue;
-use crate::gram::lanes;
+use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
 use crate::product::{Finish, Scratch, Sums};
@@ -636,7 +636,7 @@ impl<T: Real, I: Index> Single<'_, T, I> {
                 // SAFETY: an index of the pattern is below the length of `x` (`Single`).
                 rest = a.mul_add(*unsafe { self.x.get_unchecked(index.at()) }, rest);
             }
-            *y = fold(lane, lanes) + rest;
+            *y = fold(&lane[..lanes]) + rest;
         }
     }
 }
@@ -655,19 +655,6 @@ unsafe fn gather<T: Real, I: Index, S: Vector<T>>(_: S, indices: *const I, x: &[
         lanes[l] = *unsafe { x.get_unchecked(index) };
     }
     S::as_vectors(&lanes).0[0]
-}
-
-/// Adds up the first `count` lanes (8 or 16) by halves.
-#[inline(always)]
-fn fold<T: Real>(mut lanes: [T; 16], count: usize) -> T {
-    for half in [8, 4, 2, 1] {
-        if half < count {
-            for l in 0..half {
-                lanes[l] += lanes[l + half];
-            }
-        }
-    }
-    lanes[0]
 }
 
 /// `to[j·width + i] ← x[(i, j)]`, zeros for `i` from the rows of `x` to `width`.
@@ -977,7 +964,7 @@ impl<T: Real, I: Index> Dots<'_, '_, T, I> {
             }
             let mut lane = [T::ZERO; 16];
             S::as_vectors_mut(&mut lane).0[..V].copy_from_slice(&sums);
-            *out = fold(lane, V * S::LANES);
+            *out = fold(&lane[..V * S::LANES]);
         }
     }
 }

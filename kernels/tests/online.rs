@@ -14,7 +14,9 @@ use faer::Par;
 
 tests_of_both_types!(every_tail_and_layout, large_weights_are_shared_out, nan_stays_in_its_row, misuse_panics);
 
-const OPTIMIZERS: [Optimizer; 3] = [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM];
+/// The last one makes 0/0 of what is not there.
+const OPTIMIZERS: [Optimizer; 4] =
+    [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM, Optimizer::Adam { beta1: 0.9, beta2: 0.999, epsilon: 0.0 }];
 const DECAYS: [Decay; 3] = [Decay::None, Decay::Coupled(5e-4), Decay::Decoupled(1e-2)];
 
 fn vector<T: Scalar>(family: Family, len: usize, seed: u64) -> Vec<T> {

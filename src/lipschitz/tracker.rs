@@ -77,7 +77,7 @@ const POLISH: usize = 3;
 /// So `W` may move by nearly the distance between its first two singular values before another certificate is due: what happens along `u` is seen
 /// at every call. Certificates come from Lanczos steps at fresh random starts (a vector that was carried along knows of the matrix and proves
 /// nothing from above), in the complement of `u` if little is beside it, else, where the first singular values are close, on all of `W`; then `κ` bounds
-/// `‖W_κ‖₂`. Matrices of at most 16 rows are proven by Cholesky's algorithm at every call.
+/// `‖W_κ‖₂`. Matrices of at most 16 rows are proven by powers of `WWᵀ` at every call.
 ///
 /// A call costs two reads of `W` and one of `W_κ`; a certificate `p` starts and `k` steps with `k` reads of `W` and `4pkmn` flops.
 /// After the first call nothing is allocated. Bits depend neither on the instruction set nor on the number of threads.
