@@ -93,6 +93,7 @@ impl Layer {
             }
             let down = Epilogue::Dyad {
                 drive: Input::new(state.drive.view()),
+                feedback: None,
                 mean: Output::new(state.mean.view_mut()),
                 diff: Output::new(state.diff.view_mut()),
                 nudge: NUDGE,

@@ -173,13 +173,12 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// The products of a step: all weights forward and in the gradient; all but the first back; and in a round all but the first
-/// back, forward, and, but for the output, back again with the new drive.
+/// The products of a step: all weights forward and in the gradient; all but the first back; and in a round all but the first back and forward.
 fn work(widths: &[usize], schedule: Schedule) -> Work {
     let sizes: Vec<usize> = widths.windows(2).map(|pair| pair[0] * pair[1]).collect();
     let from = |k: usize| sizes[k..].iter().sum::<usize>();
     let rounds = if let Schedule::Rounds(rounds) = schedule { rounds } else { 0 };
-    let products = 2 * from(0) + from(1) + rounds * (2 * from(1) + from(2));
+    let products = 2 * from(0) + from(1) + 2 * rounds * from(1);
     // Adam reads and writes weights and two moments; before that the weights were read up and down.
     Work { flops: 2 * BATCH * products, bytes: 4 * (7 * from(0) + from(1)) }
 }

@@ -120,7 +120,7 @@ pub fn relax<T: Real>(
     check::shape("above", above, (shape.0, weights.nrows()))?;
     check::shape("weights", weights, (above.ncols(), shape.1))?;
     let (drive, mean, diff) = (Input::new(drive), Output::new(mean), Output::new(diff));
-    let epilogue = Epilogue::Dyad { drive, mean, diff, nudge, damping: None, activation };
+    let epilogue = Epilogue::Dyad { drive, feedback: None, mean, diff, nudge, damping: None, activation };
     workspace.top_down(weights, above, epilogue);
     Ok(())
 }

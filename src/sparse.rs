@@ -269,7 +269,7 @@ impl<T: Real> Sparse<T> {
         check::shape("diff", diff.rb(), drive.shape())?;
         check::shape("above", above, (drive.nrows(), n_above))?;
         let (drive, mean, diff) = (Input::new(drive), Output::new(mean), Output::new(diff));
-        self.feedback(above, Epilogue::Dyad { drive, mean, diff, nudge, damping: None, activation }, workspace);
+        self.feedback(above, Epilogue::Dyad { drive, feedback: None, mean, diff, nudge, damping: None, activation }, workspace);
         Ok(())
     }
 

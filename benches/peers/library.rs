@@ -207,6 +207,7 @@ pub unsafe extern "C" fn relax_layer(
         product(isa, par, Rows::View(matrix(below, batch, k)), Lanes::Packed(&up), to_drive, blocking, &mut scratch);
         let dyad = Epilogue::Dyad {
             drive: Input::new(matrix(drive, batch, n)),
+            feedback: None,
             mean: Output::new(matrix_mut(mean, batch, n)),
             diff: Output::new(matrix_mut(diff, batch, n)),
             nudge: Nudge { up: 0.5, down: -0.5, gain: 1.0, alpha: 0.5 },

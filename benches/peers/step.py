@@ -228,13 +228,13 @@ def main():
             check(f"inference, {name}", got()[rows], wanted, error)
         moments = [aligned(net.products(0)) for _ in range(3)]
         memory = library.pass_over(*moments)
-        every, back, third = (2 * net.batch * net.products(first) for first in (0, 1, 2))
+        every, back = (2 * net.batch * net.products(first) for first in (0, 1))
         shape = f"{widths} B={batch}"
         fives = [name for name in steps if "R = 5" in name]
         once = {name: run for name, run in steps.items() if name not in fives}
         report.lines(8, shape, once, 2 * every + back, memory, "dualprop DPt")
-        # In a round all layers but the first go down and up, and all but the output and the last hidden one down again.
-        five = 2 * every + back + 5 * (2 * back + third)
+        # In a round all layers but the first go down and up; on the way up the feedback is that of the way down.
+        five = 2 * every + 11 * back
         report.lines(8, f"{shape} R=5", {name: steps[name] for name in fives}, five, memory, "dualprop DPt, R = 5")
         runs = {name: run for name, (run, _) in inference.items()}
         report.lines(10, f"{widths} 10000 samples", runs, 2 * SAMPLES * net.products(0), [], "dualprop")

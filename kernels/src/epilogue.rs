@@ -58,6 +58,27 @@ pub enum Epilogue<'a, T> {
     Dyad {
         /// `a`.
         drive: Input<'a, T>,
+        /// `v`, if it is to be kept; never read.
+        feedback: Option<Output<'a, T>>,
+        /// Read only with damping.
+        mean: Output<'a, T>,
+        /// Read only with damping.
+        diff: Output<'a, T>,
+        /// `c⁺`, `c⁻`, `α`.
+        nudge: Nudge<T>,
+        /// `λ`.
+        damping: Option<f64>,
+        /// `f`.
+        activation: Activation,
+    },
+    /// [`Dyad`](Self::Dyad) for a layer whose feedback `v` is known and whose drive is not: `a ← sum + b`.
+    DyadFromBelow {
+        /// `a`; never read.
+        drive: Output<'a, T>,
+        /// `b`.
+        bias: Input<'a, T>,
+        /// `v`.
+        feedback: Input<'a, T>,
         /// Read only with damping.
         mean: Output<'a, T>,
         /// Read only with damping.
@@ -98,8 +119,15 @@ impl<T: Real> Epilogue<'_, T> {
             Epilogue::Forward { drive, bias, mean, .. } => {
                 (drive.0, *bias, mean.0) = (drive.0.transpose(), bias.transpose(), mean.0.transpose());
             }
-            Epilogue::Dyad { drive, mean, diff, .. } => {
+            Epilogue::Dyad { drive, feedback, mean, diff, .. } => {
                 (*drive, mean.0, diff.0) = (drive.transpose(), mean.0.transpose(), diff.0.transpose());
+                if let Some(feedback) = feedback {
+                    feedback.0 = feedback.0.transpose();
+                }
+            }
+            Epilogue::DyadFromBelow { drive, bias, feedback, mean, diff, .. } => {
+                (drive.0, *bias, *feedback) = (drive.0.transpose(), bias.transpose(), feedback.transpose());
+                (mean.0, diff.0) = (mean.0.transpose(), diff.0.transpose());
             }
             Epilogue::Derivative { drive, diff, .. } => (*drive, diff.0) = (drive.transpose(), diff.0.transpose()),
             Epilogue::Masked { slope, out } => (*slope, out.0) = (slope.transpose(), out.0.transpose()),
@@ -118,6 +146,7 @@ impl<T: Real> Epilogue<'_, T> {
             Epilogue::Update(descent) => descent.with(run),
             Epilogue::Forward { activation, .. }
             | Epilogue::Dyad { activation, .. }
+            | Epilogue::DyadFromBelow { activation, .. }
             | Epilogue::Derivative { activation, .. } => {
                 activation.visit(Activated { epilogue: self, run });
             }
@@ -135,19 +164,17 @@ impl<T: Real> Visit for Activated<'_, '_, T> {
     type Output = ();
 
     fn visit<A: Activate>(self, activation: A) {
-        let c = |x: f64| T::from_f64(x);
         match *self.epilogue {
             Epilogue::Forward { ref drive, bias, ref mean, .. } => {
                 (self.run)(&Forward { drive: Drive { drive: drive.0, bias }, mean: mean.0, activation });
             }
-            Epilogue::Dyad { drive, ref mean, ref diff, nudge, damping, .. } => {
-                let dyad = Dyad { drive, mean: mean.0, diff: diff.0, nudge, activation };
-                match damping {
-                    None => (self.run)(&dyad),
-                    Some(lambda) => {
-                        (self.run)(&DampedDyad { dyad, fresh: c(1.0 / (1.0 + lambda)), kept: c(lambda / (1.0 + lambda)) });
-                    }
-                }
+            Epilogue::Dyad { drive, ref feedback, ref mean, ref diff, nudge, damping, .. } => {
+                let feed = Feed::Above { drive, feedback: feedback.as_ref().map(|feedback| feedback.0) };
+                Dyad { feed, mean: mean.0, diff: diff.0, nudge, activation }.run(damping, self.run);
+            }
+            Epilogue::DyadFromBelow { ref drive, bias, feedback, ref mean, ref diff, nudge, damping, .. } => {
+                let feed = Feed::Below { drive: Drive { drive: drive.0, bias }, feedback };
+                Dyad { feed, mean: mean.0, diff: diff.0, nudge, activation }.run(damping, self.run);
             }
             Epilogue::Derivative { drive, ref diff, .. } => (self.run)(&Derivative { drive, diff: diff.0, activation }),
             _ => unreachable!("the other epilogues have no activation"),
@@ -298,9 +325,70 @@ pub struct Nudge<T> {
     pub alpha: T,
 }
 
+/// Where the drive `a` and the feedback `v` of a layer come from.
+#[derive(Clone, Copy, Debug)]
+enum Feed<'a, T> {
+    /// The sum is `v`, which is kept if there is a place for it.
+    Above { drive: Input<'a, T>, feedback: Option<Target<'a, T>> },
+    /// The sum is `a` without the bias.
+    Below { drive: Drive<'a, T>, feedback: Input<'a, T> },
+}
+
+impl<T: Real> Feed<'_, T> {
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        match self {
+            Feed::Above { drive, feedback } => {
+                drive.shape() == (rows, cols) && feedback.is_none_or(|feedback| feedback.shape() == (rows, cols))
+            }
+            Feed::Below { drive, feedback } => drive.fits(rows, cols) && feedback.shape() == (rows, cols),
+        }
+    }
+
+    #[inline(always)]
+    fn skip_rows(self, rows: usize) -> Self {
+        match self {
+            Feed::Above { drive, feedback } => {
+                Feed::Above { drive: drive.skip_rows(rows), feedback: feedback.map(|feedback| feedback.skip_rows(rows)) }
+            }
+            Feed::Below { drive, feedback } => Feed::Below { drive: drive.skip_rows(rows), feedback: feedback.skip_rows(rows) },
+        }
+    }
+
+    fn is_unit(&self) -> bool {
+        match self {
+            Feed::Above { drive, feedback } => drive.is_unit() && feedback.is_none_or(Target::is_unit),
+            Feed::Below { drive, feedback } => drive.is_unit() && feedback.is_unit(),
+        }
+    }
+
+    /// `a` and `v`.
+    ///
+    /// # Safety
+    /// That of [`Apply::apply`].
+    #[inline(always)]
+    unsafe fn take<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> (S::V, S::V) {
+        match self {
+            Feed::Above { drive, feedback } => {
+                if let Some(feedback) = feedback {
+                    // SAFETY: contract of `apply`.
+                    unsafe { feedback.store::<S, UNIT>(simd, col, live, sums) };
+                }
+                // SAFETY: contract of `apply`.
+                (unsafe { drive.load::<S, UNIT>(simd, col, live) }, sums)
+            }
+            Feed::Below { drive, feedback } => {
+                // SAFETY: contract of `apply`.
+                let a = unsafe { drive.store::<S, UNIT>(simd, sums, col, live) };
+                // SAFETY: contract of `apply`.
+                (a, unsafe { feedback.load::<S, UNIT>(simd, col, live) })
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Dyad<'a, T, A> {
-    drive: Input<'a, T>,
+    feed: Feed<'a, T>,
     mean: Target<'a, T>,
     diff: Target<'a, T>,
     nudge: Nudge<T>,
@@ -321,28 +409,38 @@ impl<T: Real> Nudge<T> {
     }
 }
 
+impl<T: Real, A: Activate> Dyad<'_, T, A> {
+    fn run(self, damping: Option<f64>, run: &mut dyn FnMut(&dyn Finish<T>)) {
+        let c = |x: f64| T::from_f64(x);
+        match damping {
+            None => run(&self),
+            Some(lambda) => run(&DampedDyad { dyad: self, fresh: c(1.0 / (1.0 + lambda)), kept: c(lambda / (1.0 + lambda)) }),
+        }
+    }
+}
+
 // SAFETY: `apply` touches `col..col + live` of the first row of operands that have the shape of the product.
 unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
-        [self.drive.shape(), self.mean.shape(), self.diff.shape()] == [(rows, cols); 3]
+        self.feed.fits(rows, cols) && [self.mean.shape(), self.diff.shape()] == [(rows, cols); 2]
     }
 
     #[inline(always)]
     fn skip_rows(self, rows: usize) -> Self {
-        Self { drive: self.drive.skip_rows(rows), mean: self.mean.skip_rows(rows), diff: self.diff.skip_rows(rows), ..self }
+        Self { feed: self.feed.skip_rows(rows), mean: self.mean.skip_rows(rows), diff: self.diff.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
-        self.drive.is_unit() && self.mean.is_unit() && self.diff.is_unit()
+        self.feed.is_unit() && self.mean.is_unit() && self.diff.is_unit()
     }
 
     #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let drive = unsafe { self.drive.load::<S, UNIT>(simd, col, live) };
-        let hi = simd.mul_add(simd.splat(self.nudge.up), sums, drive);
-        let lo = simd.mul_add(simd.splat(self.nudge.down), sums, drive);
-        let q = simd.mul(simd.splat(self.nudge.gain), sums);
+        let (a, v) = unsafe { self.feed.take::<S, UNIT>(simd, sums, col, live) };
+        let hi = simd.mul_add(simd.splat(self.nudge.up), v, a);
+        let lo = simd.mul_add(simd.splat(self.nudge.down), v, a);
+        let q = simd.mul(simd.splat(self.nudge.gain), v);
         let (mean, diff) = self.nudge.settle(simd, self.activation, hi, lo, q);
         // SAFETY: contract of `apply`.
         unsafe { self.mean.store::<S, UNIT>(simd, col, live, mean) };
@@ -379,9 +477,9 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
 
     #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
-        let Dyad { drive, mean, diff, nudge, activation } = self.dyad;
+        let Dyad { feed, mean, diff, nudge, activation } = self.dyad;
         // SAFETY: contract of `apply`.
-        let a = unsafe { drive.load::<S, UNIT>(simd, col, live) };
+        let (a, v) = unsafe { feed.take::<S, UNIT>(simd, sums, col, live) };
         // SAFETY: contract of `apply`.
         let old_mean = unsafe { mean.load::<S, UNIT>(simd, col, live) };
         // SAFETY: contract of `apply`.
@@ -389,9 +487,9 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
         let (fresh, kept) = (simd.splat(self.fresh), simd.splat(self.kept));
         let upper = simd.mul_add(simd.splat(T::ONE - nudge.alpha), old_diff, old_mean);
         let lower = simd.neg_mul_add(simd.splat(nudge.alpha), old_diff, old_mean);
-        let hi = simd.mul_add(fresh, simd.mul_add(simd.splat(nudge.up), sums, a), simd.mul(kept, upper));
-        let lo = simd.mul_add(fresh, simd.mul_add(simd.splat(nudge.down), sums, a), simd.mul(kept, lower));
-        let q = simd.mul_add(fresh, simd.mul(simd.splat(nudge.gain), sums), simd.mul(kept, old_diff));
+        let hi = simd.mul_add(fresh, simd.mul_add(simd.splat(nudge.up), v, a), simd.mul(kept, upper));
+        let lo = simd.mul_add(fresh, simd.mul_add(simd.splat(nudge.down), v, a), simd.mul(kept, lower));
+        let q = simd.mul_add(fresh, simd.mul(simd.splat(nudge.gain), v), simd.mul(kept, old_diff));
         let (new_mean, new_diff) = nudge.settle(simd, activation, hi, lo, q);
         // SAFETY: contract of `apply`.
         unsafe { mean.store::<S, UNIT>(simd, col, live, new_mean) };

@@ -304,6 +304,7 @@ impl<T: Scalar> Layer<T> {
         let [up, down, gain, alpha] = [ALPHA, ALPHA - 1.0, 1.0, ALPHA].map(T::from_f64);
         self.run(Epilogue::Dyad {
             drive: drive.input(),
+            feedback: None,
             mean: mean.output(),
             diff: diff.output(),
             nudge: Nudge { up, down, gain, alpha },

@@ -26,6 +26,7 @@ tests_of_both_types!(
     no_feedback_gives_the_forward_pass_to_the_bit,
     derivatives_at_kinks,
     a_drive_is_never_minus_zero,
+    known_feedback_gives_the_bits_of_two_products,
     nan_propagates,
     a_slope_of_zero_hides_the_sum,
     operands_of_another_shape_panic,
@@ -132,6 +133,7 @@ impl<T: Scalar> Layer<'_, T> {
         let drive = drive.relaid(self.call.operands[0]);
         self.run(Epilogue::Dyad {
             drive: drive.input(),
+            feedback: None,
             mean: mean.output(),
             diff: diff.output(),
             nudge: rule.nudge(),
@@ -140,6 +142,52 @@ impl<T: Scalar> Layer<'_, T> {
         });
         [mean, diff]
     }
+}
+
+/// Feedback is kept as a product stores it, and a layer that is relaxed from below with it is what a drive and then a relaxation give.
+fn known_feedback_gives_the_bits_of_two_products<T: Scalar>() {
+    let settings = (select(Activation::ALL), select(Rule::all()), select(vec![None, Some(0.5), Some(3.0)]));
+    for_all(200, (problem(), call(), settings), |(problem, call, (activation, rule, damping))| {
+        let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+        let [bias, old_mean, old_diff] = [0, 1, 2].map(|operand| problem.operand::<T>(Family::Uniform, operand));
+        for isa in Isa::available() {
+            let layer = Layer { call: &call, isa, rows: &rows, lanes: &lanes, activation };
+            let drive = layer.drive(bias.relaid(call.operands[1]).input());
+            let old = damping.map(|lambda| (lambda, [old_mean.clone(), old_diff.clone()]));
+            let wanted = layer.relax(&drive, rule, old.as_ref().map(|(lambda, old)| (*lambda, old)));
+            let states = || match &old {
+                None => [layer.blank(1), layer.blank(2)],
+                Some((_, [mean, diff])) => [mean.relaid(call.operands[1]), diff.relaid(call.operands[2])],
+            };
+            let nudge = rule.nudge();
+
+            let (mut product, mut kept) = (layer.blank(0), layer.blank(0));
+            layer.run(Epilogue::Store { out: product.output(), scale: T::ONE });
+            let [mut mean, mut diff] = states();
+            let (from, feedback) = (drive.relaid(call.operands[1]), Some(kept.output()));
+            let (to_mean, to_diff) = (mean.output(), diff.output());
+            layer.run(Epilogue::Dyad { drive: from.input(), feedback, mean: to_mean, diff: to_diff, nudge, damping, activation });
+            kept.check_bits(&product, &"feedback")?;
+            agree(&mut wanted.to_vec(), vec![mean, diff], &"keeping")?;
+
+            let [mut mean, mut diff] = states();
+            let mut new_drive = layer.blank(0);
+            let (bias, feedback) = (bias.relaid(call.operands[2]), kept.relaid(call.operands[0]));
+            layer.run(Epilogue::DyadFromBelow {
+                drive: new_drive.output(),
+                bias: bias.input(),
+                feedback: feedback.input(),
+                mean: mean.output(),
+                diff: diff.output(),
+                nudge,
+                damping,
+                activation,
+            });
+            new_drive.check_bits(&drive, &"drive")?;
+            agree(&mut wanted.to_vec(), vec![mean, diff], &"from below")?;
+        }
+        Ok(())
+    });
 }
 
 /// The reference's dyads of a layer.
@@ -468,15 +516,30 @@ fn operands_of_another_shape_panic<T: Scalar>() {
     for isa in Isa::available() {
         let run = |epilogue: Epilogue<'_, T>| assert_panics("epilogue", || Call::plain().product(isa, &rows, &lanes, epilogue));
         for (rows, cols) in [(m - 1, n), (m + 1, n), (m, n - 1), (m, n + 1), (n, m), (0, 0)] {
-            for wrong in 0..3 {
+            for wrong in 0..5 {
                 let shape = |operand| if operand == wrong { (rows, cols) } else { (m, n) };
                 let blank = |operand| Grid::<T>::blank(shape(operand).0, shape(operand).1, Layout::default());
-                let (read, [mut first, mut second]) = (blank(0), [1, 2].map(blank));
+                let (read, [mut first, mut second, mut third], feedback) = (blank(0), [1, 2, 3].map(blank), blank(4));
                 let nudge = Rule::Dp(0.5).nudge();
+                for damping in [None, Some(1.0)] {
+                    let (drive, mean, diff) = (third.output(), first.output(), second.output());
+                    let (bias, feedback) = (read.input(), feedback.input());
+                    run(Epilogue::DyadFromBelow { drive, bias, feedback, mean, diff, nudge, damping, activation });
+                }
+                if wrong == 4 {
+                    continue;
+                }
+                for damping in [None, Some(1.0)] {
+                    let (feedback, mean, diff) = (Some(third.output()), first.output(), second.output());
+                    run(Epilogue::Dyad { drive: read.input(), feedback, mean, diff, nudge, damping, activation });
+                }
+                if wrong == 3 {
+                    continue;
+                }
                 run(Epilogue::Forward { bias: read.input(), drive: first.output(), mean: second.output(), activation });
                 for damping in [None, Some(1.0)] {
                     let (mean, diff) = (first.output(), second.output());
-                    run(Epilogue::Dyad { drive: read.input(), mean, diff, nudge, damping, activation });
+                    run(Epilogue::Dyad { drive: read.input(), feedback: None, mean, diff, nudge, damping, activation });
                 }
                 if wrong < 2 {
                     run(Epilogue::Drive { bias: read.input(), drive: first.output() });

@@ -183,6 +183,7 @@ enum Kind {
     Forward(Activation),
     Dyad(Activation),
     DampedDyad(Activation),
+    DyadFromBelow(Activation),
     Derivative(Activation),
     Masked,
     Update(Optimizer, Decay),
@@ -191,7 +192,7 @@ enum Kind {
 impl Kind {
     fn all() -> Vec<Kind> {
         let mut all = vec![Kind::Store, Kind::Accumulate, Kind::Drive];
-        for kind in [Kind::Forward, Kind::Dyad, Kind::DampedDyad, Kind::Derivative] {
+        for kind in [Kind::Forward, Kind::Dyad, Kind::DampedDyad, Kind::DyadFromBelow, Kind::Derivative] {
             all.extend(Activation::ALL.iter().map(|&activation| kind(activation)));
         }
         all.push(Kind::Masked);
@@ -210,6 +211,7 @@ impl Kind {
             Kind::Forward(f) => format!("forward/{f}"),
             Kind::Dyad(f) => format!("dyad/{f}"),
             Kind::DampedDyad(f) => format!("damped-dyad/{f}"),
+            Kind::DyadFromBelow(f) => format!("dyad-from-below/{f}"),
             Kind::Derivative(f) => format!("derivative-of-layer/{f}"),
             Kind::Masked => "masked".into(),
             Kind::Update(optimizer, decay) => {
@@ -236,6 +238,7 @@ impl Kind {
             Kind::Store | Kind::Accumulate => 1,
             Kind::Drive | Kind::Derivative(_) | Kind::Masked => 2,
             Kind::Forward(_) | Kind::Dyad(_) | Kind::DampedDyad(_) => 3,
+            Kind::DyadFromBelow(_) => 5,
             Kind::Update(optimizer, _) => 1 + optimizer.moments(),
         }
     }
@@ -258,12 +261,17 @@ impl Kind {
             }
             (Kind::Dyad(activation), [drive, mean, diff]) => {
                 let (drive, mean, diff) = (drive.input(), mean.output(), diff.output());
-                Epilogue::Dyad { drive, mean, diff, nudge, damping: None, activation }
+                Epilogue::Dyad { drive, feedback: None, mean, diff, nudge, damping: None, activation }
             }
             (Kind::DampedDyad(activation), [drive, mean, diff]) => {
                 let damping = Some(pick([0.5, 3.0, 0.1, 1.0, 0.0]));
                 let (drive, mean, diff) = (drive.input(), mean.output(), diff.output());
-                Epilogue::Dyad { drive, mean, diff, nudge, damping, activation }
+                Epilogue::Dyad { drive, feedback: None, mean, diff, nudge, damping, activation }
+            }
+            (Kind::DyadFromBelow(activation), [drive, bias, feedback, mean, diff]) => {
+                let (drive, bias, feedback) = (drive.output(), bias.input(), feedback.input());
+                let (mean, diff) = (mean.output(), diff.output());
+                Epilogue::DyadFromBelow { drive, bias, feedback, mean, diff, nudge, damping: None, activation }
             }
             (Kind::Derivative(activation), [drive, diff]) => {
                 Epilogue::Derivative { drive: drive.input(), diff: diff.output(), activation }

@@ -447,6 +447,7 @@ enum Kind {
     Forward,
     Dyad,
     DampedDyad,
+    DyadFromBelow,
     Derivative,
     Sgd,
     Momentum,
@@ -454,13 +455,14 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 11] = [
         Kind::Store,
         Kind::Accumulate,
         Kind::Drive,
         Kind::Forward,
         Kind::Dyad,
         Kind::DampedDyad,
+        Kind::DyadFromBelow,
         Kind::Derivative,
         Kind::Sgd,
         Kind::Momentum,
@@ -473,7 +475,8 @@ impl Kind {
             Kind::Store => &[false],
             Kind::Accumulate | Kind::Sgd => &[true],
             Kind::Drive | Kind::Forward => &[false, true, false][..if self == Kind::Drive { 2 } else { 3 }],
-            Kind::Dyad => &[true, false, false],
+            Kind::Dyad => &[true, false, false, false],
+            Kind::DyadFromBelow => &[false, true, true, false, false],
             Kind::DampedDyad | Kind::Adam => &[true; 3],
             Kind::Derivative => &[true, false],
             Kind::Momentum => &[true; 2],
@@ -497,9 +500,18 @@ impl Kind {
             (Kind::Forward, [drive, bias, mean]) => {
                 Epilogue::Forward { drive: drive.output(), bias: bias.input(), mean: mean.output(), activation }
             }
-            (Kind::Dyad | Kind::DampedDyad, [drive, mean, diff]) => {
+            (Kind::Dyad, [drive, feedback, mean, diff]) => {
+                let (drive, feedback, mean, diff) = (drive.input(), Some(feedback.output()), mean.output(), diff.output());
+                Epilogue::Dyad { drive, feedback, mean, diff, nudge, damping, activation }
+            }
+            (Kind::DampedDyad, [drive, mean, diff]) => {
                 let (drive, mean, diff) = (drive.input(), mean.output(), diff.output());
-                Epilogue::Dyad { drive, mean, diff, nudge, damping, activation }
+                Epilogue::Dyad { drive, feedback: None, mean, diff, nudge, damping, activation }
+            }
+            (Kind::DyadFromBelow, [drive, bias, feedback, mean, diff]) => {
+                let (drive, bias, feedback) = (drive.output(), bias.input(), feedback.input());
+                let (mean, diff) = (mean.output(), diff.output());
+                Epilogue::DyadFromBelow { drive, bias, feedback, mean, diff, nudge, damping, activation }
             }
             (Kind::Derivative, [drive, diff]) => Epilogue::Derivative { drive: drive.input(), diff: diff.output(), activation },
             (_, [weights, moments @ ..]) => {
@@ -512,8 +524,8 @@ impl Kind {
     }
 
     /// The operands afterwards, given the sum and what they were before; `None` for a number that is rounded on the way.
-    fn wanted(self, v: f64, old: [f64; 3], activation: Activation) -> [Option<f64>; 3] {
-        let [a, b, c] = old;
+    fn wanted(self, v: f64, old: [f64; 5], activation: Activation) -> [Option<f64>; 5] {
+        let [a, b, c, ..] = old;
         let f = |x: f64| match activation {
             Activation::Relu => Some(f64::max(x, 0.0)),
             Activation::Identity => Some(x),
@@ -521,29 +533,40 @@ impl Kind {
         };
         let settled = |hi: f64, lo: f64| {
             let pair = f(hi).zip(f(lo));
-            [Some(a), pair.map(|(up, down)| 0.5 * (up + down)), pair.map(|(up, down)| up - down)]
+            [pair.map(|(up, down)| 0.5 * (up + down)), pair.map(|(up, down)| up - down)]
         };
+        let first = |wanted: &[Option<f64>]| core::array::from_fn(|k| wanted.get(k).copied().flatten());
         match self {
-            Kind::Store => [Some(2.0 * v), None, None],
-            Kind::Accumulate => [Some(a - v), None, None],
-            Kind::Drive => [Some(v + b), Some(b), None],
-            Kind::Forward => [Some(v + b), Some(b), f(v + b)],
-            Kind::Dyad => settled(a + 0.5 * v, a - 0.5 * v),
-            Kind::DampedDyad => settled(0.5 * (a + 0.5 * v + b + 0.5 * c), 0.5 * (a - 0.5 * v + b - 0.5 * c)),
+            Kind::Store => first(&[Some(2.0 * v)]),
+            Kind::Accumulate => first(&[Some(a - v)]),
+            Kind::Drive => first(&[Some(v + b), Some(b)]),
+            Kind::Forward => first(&[Some(v + b), Some(b), f(v + b)]),
+            Kind::Dyad => {
+                let [mean, diff] = settled(a + 0.5 * v, a - 0.5 * v);
+                first(&[Some(a), Some(v), mean, diff])
+            }
+            Kind::DampedDyad => {
+                let [mean, diff] = settled(0.5 * (a + 0.5 * v + b + 0.5 * c), 0.5 * (a - 0.5 * v + b - 0.5 * c));
+                first(&[Some(a), mean, diff])
+            }
+            Kind::DyadFromBelow => {
+                let [mean, diff] = settled(v + b + 0.5 * c, v + b - 0.5 * c);
+                [Some(v + b), Some(b), Some(c), mean, diff]
+            }
             Kind::Derivative => {
                 let slope = match activation {
                     Activation::Relu => Some(f64::from(u8::from(a > 0.0))),
                     Activation::Identity => Some(1.0),
                     _ => None,
                 };
-                [Some(a), slope.map(|slope| slope * v), None]
+                first(&[Some(a), slope.map(|slope| slope * v)])
             }
-            Kind::Sgd => [Some(a - 0.5 * v), None, None],
+            Kind::Sgd => first(&[Some(a - 0.5 * v)]),
             Kind::Momentum => {
                 let m = 0.5 * b + 2.0 * v;
-                [Some(a - 0.25 * m), Some(m), None]
+                first(&[Some(a - 0.25 * m), Some(m)])
             }
-            Kind::Adam => [None; 3],
+            Kind::Adam => [None; 5],
         }
     }
 }
@@ -578,12 +601,12 @@ struct Case {
     packed: [bool; 2],
     blocking: Blocking,
     /// Of the factors, and of the operands of the epilogue.
-    places: [Place; 5],
+    places: [Place; 7],
 }
 
 impl Case {
     /// Runs the case; `sum(i, j)` are the sums.
-    fn run<T: Scalar>(&self, isa: Isa, slots: &mut [Slot<T>; 5], sum: &impl Fn(usize, usize) -> f64) {
+    fn run<T: Scalar>(&self, isa: Isa, slots: &mut [Slot<T>; 7], sum: &impl Fn(usize, usize) -> f64) {
         let Case { kind, m, n, depth, activation, .. } = *self;
         announce(format_args!("{} on {isa}: {self:?}", T::NAME));
         let [row_slot, lane_slot, rest @ ..] = slots;
@@ -632,7 +655,7 @@ fn every_epilogue<T: Scalar>(
     isa: Isa,
     [m, n, depth]: [usize; 3],
     sums: &[Vec<f64>],
-    slots: &mut [Slot<T>; 5],
+    slots: &mut [Slot<T>; 7],
     random: &mut SplitMix64,
 ) -> usize {
     for flush in [Flush::Beginning, Flush::End] {
@@ -657,7 +680,7 @@ fn every_epilogue<T: Scalar>(
 
 /// Every shape up to two tiles and one more.
 fn products<T: Scalar>() {
-    let mut slots: [Slot<T>; 5] = core::array::from_fn(|_| Slot::new());
+    let mut slots: [Slot<T>; 7] = core::array::from_fn(|_| Slot::new());
     let mut random = SplitMix64::new(3);
     for isa in Isa::available() {
         let (mut cases, start) = (0, Instant::now());
@@ -678,7 +701,7 @@ fn products<T: Scalar>() {
 /// Several blocks of depth, a block of panels that starts whole and ends with a part of one, and the steps of 64 in which columns are
 /// transposed when they are packed.
 fn deep_products<T: Scalar>() {
-    let mut slots: [Slot<T>; 5] = core::array::from_fn(|_| Slot::new());
+    let mut slots: [Slot<T>; 7] = core::array::from_fn(|_| Slot::new());
     let mut random = SplitMix64::new(4);
     for isa in Isa::available() {
         let (mr, nv) = isa.tile();

@@ -63,13 +63,16 @@ enum Kind {
     Forward,
     Dyad,
     DampedDyad,
+    KeptDyad,
+    DyadFromBelow,
     Derivative,
     Update(Optimizer, Decay),
 }
 
 impl Kind {
     fn all() -> Vec<Kind> {
-        let mut all = vec![Kind::Accumulate, Kind::Drive, Kind::Forward, Kind::Dyad, Kind::DampedDyad, Kind::Derivative];
+        let mut all = vec![Kind::Accumulate, Kind::Drive, Kind::Forward, Kind::Dyad, Kind::DampedDyad];
+        all.extend([Kind::KeptDyad, Kind::DyadFromBelow, Kind::Derivative]);
         for optimizer in [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM] {
             all.extend([Decay::None, Decay::Coupled(0.01), Decay::Decoupled(0.01)].map(|decay| Kind::Update(optimizer, decay)));
         }
@@ -84,6 +87,8 @@ impl Kind {
             Kind::Forward => vec![false, true, false],
             Kind::Dyad => vec![true, false, false],
             Kind::DampedDyad => vec![true; 3],
+            Kind::KeptDyad => vec![true, false, false, false],
+            Kind::DyadFromBelow => vec![false, true, true, false, false],
             Kind::Derivative => vec![true, false],
             Kind::Update(optimizer, _) => vec![true; 1 + optimizer.moments()],
         }
@@ -101,7 +106,16 @@ impl Kind {
             (Kind::Dyad | Kind::DampedDyad, [drive, mean, diff]) => {
                 let damping = matches!(self, Kind::DampedDyad).then_some(0.5);
                 let (drive, mean, diff) = (drive.input(), mean.output(), diff.output());
-                Epilogue::Dyad { drive, mean, diff, nudge, damping, activation }
+                Epilogue::Dyad { drive, feedback: None, mean, diff, nudge, damping, activation }
+            }
+            (Kind::KeptDyad, [drive, feedback, mean, diff]) => {
+                let (drive, feedback, mean, diff) = (drive.input(), Some(feedback.output()), mean.output(), diff.output());
+                Epilogue::Dyad { drive, feedback, mean, diff, nudge, damping: None, activation }
+            }
+            (Kind::DyadFromBelow, [drive, bias, feedback, mean, diff]) => {
+                let (drive, bias, feedback) = (drive.output(), bias.input(), feedback.input());
+                let (mean, diff) = (mean.output(), diff.output());
+                Epilogue::DyadFromBelow { drive, bias, feedback, mean, diff, nudge, damping: None, activation }
             }
             (Kind::Derivative, [drive, diff]) => Epilogue::Derivative { drive: drive.input(), diff: diff.output(), activation },
             (Kind::Update(optimizer, decay), [weights, moments @ ..]) => {
@@ -158,6 +172,8 @@ fn exceptional_operands<T: Scalar>() {
                                     || match kind {
                                         Kind::Update(..) => operand == 0,
                                         Kind::DampedDyad => operand > 0,
+                                        Kind::KeptDyad => operand > 1,
+                                        Kind::DyadFromBelow => operand > 2 || (operand, poisoned) == (0, 1),
                                         _ => !reads[operand],
                                     };
                                 if poison.to_f64().is_nan() && depends {

@@ -119,7 +119,7 @@ pub struct Settings {
     pub alignment: bool,
     /// Makes room to follow the norms of all weights, which [`Trainer::norms`](super::Trainer::norms) gives when asked.
     pub norms: Option<Tracking>,
-    /// Skips layers whose inputs have not changed since their last update; the bits are the same without, only later.
+    /// Skips layers, and products, whose inputs have not changed since the last time; the bits are the same without, only later.
     pub skip: bool,
 }
 

@@ -4,7 +4,7 @@ use dualprop_kernels::vector::Real;
 
 use crate::matrix::RowMajor;
 
-/// Mean, difference and bottom-up drive of a layer for a batch (`batch × units`), stamped with the moments they were written at.
+/// Mean, difference, bottom-up drive and feedback of a layer for a batch (`batch × units`), stamped with the moments they were written at.
 ///
 /// Two equal stamps mean the same bits; [`STALE`] equals no stamp.
 #[derive(Clone, Debug)]
@@ -12,10 +12,14 @@ pub(crate) struct Units<T> {
     pub(crate) mean: RowMajor<T>,
     pub(crate) diff: RowMajor<T>,
     pub(crate) drive: RowMajor<T>,
+    /// The product of the difference above with the weights, if that is kept.
+    pub(crate) feedback: RowMajor<T>,
     pub(crate) mean_stamp: u64,
     pub(crate) diff_stamp: u64,
     /// Stamp of the mean below that `drive` was computed from.
     pub(crate) drive_from: u64,
+    /// Stamp of the difference above that `feedback` was computed from.
+    pub(crate) feedback_from: u64,
     /// What `mean` and `diff` were last relaxed from.
     pub(crate) relaxed_from: Inputs,
 }
@@ -59,9 +63,11 @@ impl<T: Real> Units<T> {
             mean: zeros(),
             diff: zeros(),
             drive: zeros(),
+            feedback: zeros(),
             mean_stamp: STALE,
             diff_stamp: STALE,
             drive_from: STALE,
+            feedback_from: STALE,
             relaxed_from: Inputs::NONE,
         }
     }
@@ -69,6 +75,7 @@ impl<T: Real> Units<T> {
     /// Forgets what the state was computed from: the weights have changed, or the state was set from outside.
     pub(crate) fn forget(&mut self) {
         self.drive_from = STALE;
+        self.feedback_from = STALE;
         self.relaxed_from = Inputs::NONE;
     }
 }

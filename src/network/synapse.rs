@@ -86,7 +86,7 @@ impl<T: Real> Synapse<T> {
     }
 
     /// `below·Wᵀ`, `batch × n_out`, to an epilogue; `once` if the weights will not soon be used again.
-    fn forward(
+    pub(crate) fn forward(
         &mut self,
         work: &mut Workspace<T>,
         weights: MatRef<'_, T>,

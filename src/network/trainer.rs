@@ -454,8 +454,18 @@ impl<T: Real> Trainer<T> {
     }
 
     fn relax_layer(&mut self, k: usize) {
-        self.refresh_drive(k);
-        if k == self.network.layers() { self.relax_output(true) } else { self.relax_hidden(k) }
+        if k == self.network.layers() {
+            self.refresh_drive(k);
+            self.relax_output(true);
+        } else if self.settings.skip
+            && self.units[k].feedback_from == self.units[k + 1].diff_stamp
+            && self.units[k].drive_from != self.units[k - 1].mean_stamp
+        {
+            self.relax_from_below(k);
+        } else {
+            self.refresh_drive(k);
+            self.relax_hidden(k);
+        }
     }
 
     /// Computes the bottom-up drive of layer `k` unless it is that of the present mean below.
@@ -476,17 +486,54 @@ impl<T: Real> Trainer<T> {
             self.counts.skipped += 1;
             return;
         }
+        let damping = self.damping(k);
         let [here, above] = self.units.get_disjoint_mut([k, k + 1]).expect("two layers");
+        let keeps_feedback = self.settings.skip && self.settings.schedule.repeats();
         let relax = Epilogue::Dyad {
             drive: Input::new(here.drive.view()),
+            feedback: keeps_feedback.then(|| Output::new(here.feedback.view_mut())),
             mean: Output::new(here.mean.view_mut()),
             diff: Output::new(here.diff.view_mut()),
             nudge: self.rule.nudge(),
-            damping: self.rule.damping.and_then(|_| self.norms[k].as_ref()).map(|norm| norm.lambda),
+            damping,
             activation: self.network.activation,
         };
-        let (weights, above) = (self.network.weights[k].view(), above.diff.view());
-        self.synapses[k].feed_back(&mut self.work, weights, above, relax);
+        let weights = self.network.weights[k].view();
+        self.synapses[k].feed_back(&mut self.work, weights, above.diff.view(), relax);
+        if keeps_feedback {
+            here.feedback_from = inputs.above;
+        }
+        self.relaxed(k, inputs);
+    }
+
+    /// Relaxes hidden layer `k` from a new mean below, with the feedback that it was relaxed with before.
+    fn relax_from_below(&mut self, k: usize) {
+        let damping = self.damping(k);
+        let [below, here] = self.units.get_disjoint_mut([k - 1, k]).expect("two layers");
+        let (weights, bias) = self.network.incoming(k, &self.zeros);
+        let relax = Epilogue::DyadFromBelow {
+            drive: Output::new(here.drive.view_mut()),
+            bias: Input::repeated(bias, below.mean.rows()),
+            feedback: Input::new(here.feedback.view()),
+            mean: Output::new(here.mean.view_mut()),
+            diff: Output::new(here.diff.view_mut()),
+            nudge: self.rule.nudge(),
+            damping,
+            activation: self.network.activation,
+        };
+        self.synapses[k - 1].forward(&mut self.work, weights, below.mean.view(), relax, true);
+        here.drive_from = below.mean_stamp;
+        let inputs = Inputs { below: here.drive_from, above: here.feedback_from };
+        self.relaxed(k, inputs);
+    }
+
+    fn damping(&self, k: usize) -> Option<f64> {
+        self.rule.damping.and_then(|_| self.norms[k].as_ref()).map(|norm| norm.lambda)
+    }
+
+    /// Stamps hidden layer `k`, which has been relaxed from `inputs`.
+    fn relaxed(&mut self, k: usize, inputs: Inputs) {
+        let here = &mut self.units[k];
         self.counts.updates += 1;
         here.diff_stamp = self.clock.tick();
         if !(self.rule.mean_is_forward() && here.relaxed_from.below == inputs.below) {
