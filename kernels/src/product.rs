@@ -248,6 +248,10 @@ impl<T: Real> Scratch<T> {
     }
 }
 
+/// Bytes between the scratch of two threads. Prefetchers run past the end of what a thread reads again and again, up to the end of a page; what another
+/// one writes there would go to and fro between their caches.
+pub(crate) const APART: usize = 4096;
+
 /// Products of fewer multiply-adds than this stay on the calling thread: waking another costs more.
 pub const SEQUENTIAL: usize = 1 << 21;
 
@@ -312,7 +316,7 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
         _ => 1,
     };
     let pack_len = if matches!(lanes, Lanes::View(_)) { kc * width } else { 0 };
-    let part = (mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>());
+    let part = (mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>()) + APART / size_of::<T>();
     scratch.0.reserve(part * tasks);
     let work = Work { isa, rows, lanes, epilogue, m, n, depth, mr, nv, width, mc, kc, nc, grid };
     work.share(0, grid.len(), tasks, part, &mut scratch.0.as_mut_slice()[..part * tasks]);
