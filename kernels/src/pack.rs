@@ -189,10 +189,11 @@ impl<T: Real> Copied<'_, T> {
                         let live = S::LANES.min(wide - j);
                         // SAFETY: `p0 + p < depth`, `j0 + j + live ≤ cols`, `1 ≤ live ≤ LANES`, and `UNIT` was asked for.
                         let x = unsafe { row.load::<S, UNIT>(simd, j0 + j, live) };
-                        // SAFETY: `j + live ≤ wide ≤ width = to.len()`.
-                        unsafe { simd.store_live(to[j..].as_mut_ptr(), live, x) };
+                        // Lanes behind the last column are zero and belong to the block, unless a vector is wider than it.
+                        let room = if self.lanes == S::LANES { S::LANES } else { live };
+                        // SAFETY: `j + live ≤ wide ≤ width = to.len()`, and `width` is a multiple of `lanes`.
+                        unsafe { simd.store_live(to[j..].as_mut_ptr(), room, x) };
                     }
-                    to[wide..wide.next_multiple_of(self.lanes)].fill(T::ZERO);
                 }
             }
         }
