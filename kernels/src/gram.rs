@@ -8,8 +8,11 @@
 //! ```
 //!
 //! The two lines in one loop let the stream from memory go on while `y` is worked on, so that the whole takes little longer than reading
-//! `A` once: about half of the time of two matrix-vector products. (Several `x` at once are bound by arithmetic; then the lines are two
-//! loops, each with a register tile.)
+//! `A` once: about half of the time of two matrix-vector products. Groups are pairs of rows there, and two of them stay in the first-level
+//! cache; where three do, the loop also asks for the next pair. (Groups of four, or products two groups ahead: a fifth slower at 1024 × 1024.)
+//!
+//! Longer rows, rows that begin anywhere in a line of the cache, and several `x` at once (they are bound by arithmetic) take two loops for each
+//! group, both with a register tile; if the matrix is large, additions ask for the next group, so that the stream goes on.
 //!
 //! The order of all operations is a function of the shape alone. A product `t` of a row is summed in the lanes of one cache line (column
 //! `j` belongs to lane `j mod L`, `L` being 16 for f32 and 8 for f64; each lane is a chain of fused multiply-adds in ascending `j`), and the
