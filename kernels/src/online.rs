@@ -14,7 +14,7 @@ use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descend, Descent, Rule};
 use crate::product::{AHEAD, SEQUENTIAL};
-use crate::strided::{Input, MAX_LANES};
+use crate::strided::Input;
 use crate::vector::{Real, Vector};
 
 use faer::{MatRef, Par};
@@ -193,9 +193,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
             }
         }
         for (r, sums) in sums.iter().enumerate().filter(|_| IMAGE) {
-            let mut line = [T::ZERO; MAX_LANES];
-            S::as_vectors_mut(&mut line).0[..K].copy_from_slice(sums);
-            self.image[row + r * apart] = fold(&line[..lanes::<T>()]);
+            self.image[row + r * apart] = fold(simd, *sums);
         }
     }
 }

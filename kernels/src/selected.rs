@@ -17,7 +17,6 @@ use faer::{MatMut, MatRef};
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
-use crate::strided::MAX_LANES;
 use crate::vector::{Real, Vector};
 
 /// A product with some rows of a matrix: `out[o][j] ← start[o][j] + Σ_p z[p][o]·w[p][j]`.
@@ -254,9 +253,7 @@ impl<T: Real> Inner<'_, T> {
                 let sums = self.block::<S, B, V>(simd, i0, j0);
                 for i in i0..m.min(i0 + B) {
                     for j in j0.max(i)..m.min(j0 + B) {
-                        let mut line = [T::ZERO; MAX_LANES];
-                        S::as_vectors_mut(&mut line).0[..V].copy_from_slice(&sums[i - i0][j - j0]);
-                        let product = fold(&line[..V * S::LANES]).to_f64();
+                        let product = fold(simd, sums[i - i0][j - j0]).to_f64();
                         self.out[(i, j)] = product;
                         self.out[(j, i)] = product;
                     }

@@ -629,14 +629,12 @@ impl<T: Real, I: Index> Single<'_, T, I> {
                     sums[v] = simd.mul_add(a, x, sums[v]);
                 }
             }
-            let mut lane = [T::ZERO; 16];
-            S::as_vectors_mut(&mut lane).0[..V].copy_from_slice(&sums);
             let mut rest = T::ZERO;
             for (&a, &index) in values[whole..].iter().zip(&indices[whole..]) {
                 // SAFETY: an index of the pattern is below the length of `x` (`Single`).
                 rest = a.mul_add(*unsafe { self.x.get_unchecked(index.at()) }, rest);
             }
-            *y = fold(&lane[..lanes]) + rest;
+            *y = fold(simd, sums) + rest;
         }
     }
 }
@@ -962,9 +960,7 @@ impl<T: Real, I: Index> Dots<'_, '_, T, I> {
                     sums[v] = simd.mul_add(a[v], b[v], sums[v]);
                 }
             }
-            let mut lane = [T::ZERO; 16];
-            S::as_vectors_mut(&mut lane).0[..V].copy_from_slice(&sums);
-            *out = fold(&lane[..V * S::LANES]);
+            *out = fold(simd, sums);
         }
     }
 }

@@ -205,6 +205,8 @@ pub trait Vector<T: Real>: Simd + Arithmetic<T, V: Pod> {
 
     /// The largest element; any number if one is NaN.
     fn largest(self, a: Self::V) -> T;
+    /// The lanes added up by halves.
+    fn sum(self, a: Self::V) -> T;
     /// `a` in the first `live` lanes and `x` in the others.
     fn first(self, live: usize, a: Self::V, x: T) -> Self::V;
 
@@ -238,7 +240,7 @@ pub trait Vector<T: Real>: Simd + Arithmetic<T, V: Pod> {
 macro_rules! vectors {
     ($t:ident, $bits:ident, $name:literal, $v:ident, $m:ident, $u:ident, $lanes:ident, $enter:ident, $unit:expr,
      [$splat:ident $add:ident $sub:ident $mul:ident $div:ident $fma:ident $nfma:ident $sqrt:ident],
-     [$neg:ident $lt:ident $le:ident $both:ident $select:ident $min:ident $max:ident $largest:ident],
+     [$neg:ident $lt:ident $le:ident $both:ident $select:ident $min:ident $max:ident $largest:ident $sum:ident],
      [$splat_u:ident $and_u:ident $or_u:ident $to_u:ident $from_u:ident],
      [$between:ident $index:ident $load:ident $store:ident $slice:ident $slice_mut:ident], $exp2:expr) => {
         impl Real for $t {
@@ -404,6 +406,16 @@ macro_rules! vectors {
                 self.$largest(a)
             }
             #[inline(always)]
+            fn sum(self, a: Self::V) -> $t {
+                // NEON adds neighbours first.
+                if S::$lanes == 4 && size_of::<Self::V>() == 16 {
+                    let mut lanes = [0.0; 4];
+                    S::$slice_mut(&mut lanes).0[0] = a;
+                    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+                }
+                self.$sum(a)
+            }
+            #[inline(always)]
             fn first(self, live: usize, a: Self::V, x: $t) -> Self::V {
                 self.$select(self.$between(0, live as $index).mask(), a, self.$splat(x))
             }
@@ -520,7 +532,7 @@ impl<T: Real, S: Arithmetic<T>, const N: usize> Arithmetic<T> for Lockstep<S, N>
 vectors!(
     f32, u32, "f32", f32s, m32s, u32s, F32_LANES, enter_f32, 1.0 / (1u64 << 24) as f64,
     [splat_f32s add_f32s sub_f32s mul_f32s div_f32s mul_add_f32s negate_mul_add_f32s sqrt_f32s],
-    [neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s min_f32s max_f32s reduce_max_f32s],
+    [neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s min_f32s max_f32s reduce_max_f32s reduce_sum_f32s],
     [splat_u32s and_u32s or_u32s transmute_u32s_f32s transmute_f32s_u32s],
     [mask_between_m32s u32 mask_load_ptr_f32s mask_store_ptr_f32s as_simd_f32s as_mut_simd_f32s],
     exp2_shifted_f32
@@ -528,7 +540,7 @@ vectors!(
 vectors!(
     f64, u64, "f64", f64s, m64s, u64s, F64_LANES, enter_f64, 1.0 / (1u64 << 53) as f64,
     [splat_f64s add_f64s sub_f64s mul_f64s div_f64s mul_add_f64s negate_mul_add_f64s sqrt_f64s],
-    [neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s min_f64s max_f64s reduce_max_f64s],
+    [neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s min_f64s max_f64s reduce_max_f64s reduce_sum_f64s],
     [splat_u64s and_u64s or_u64s transmute_u64s_f64s transmute_f64s_u64s],
     [mask_between_m64s u64 mask_load_ptr_f64s mask_store_ptr_f64s as_simd_f64s as_mut_simd_f64s],
     exp2_shifted_f64

@@ -15,6 +15,15 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// The same in the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_second<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    x86_64::prefetch_second(at.cast());
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Side of the squares that [`transpose`] moves: a vector of the instruction set, but no less than 8.
 pub(crate) fn square<T: Real>(isa: Isa) -> usize {
     isa.lanes::<T>().max(8)

@@ -10,6 +10,12 @@ pub(super) fn prefetch(at: *const i8) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
 }
 
+#[inline(always)]
+pub(super) fn prefetch_second(at: *const i8) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
+}
+
 /// # Safety
 /// As `arch::transpose`, with squares of 16.
 #[target_feature(enable = "avx512f")]
