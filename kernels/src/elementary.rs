@@ -12,9 +12,12 @@
 //! (Cody and Waite 1980, Muller 2016). `q` is our own minimax polynomial (Remez exchange on the relative error of
 //! `e^r − 1`; coefficients rounded one after the other, the rest refitted; constant term ½).
 
+use crate::gram::widen;
 use crate::isa::{Isa, Kernel};
 use crate::vector::{Arithmetic, Lockstep, Real, Vector};
 use core::fmt;
+use faer::reborrow::ReborrowMut;
+use faer::{ContiguousFwd, MatMut, MatRef};
 
 /// The constants of the reduction for one element type, all of them exact in it.
 struct Reduction {
@@ -337,6 +340,7 @@ pub fn sigmoid<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
 /// `x = 2^k·(1 + f)`, `s = f/(2 + f)`, `ln(1 + f) = f − f²/2 + s·(f²/2 + s²·P(s²))` (as in fdlibm) with `f − f²/2` and the sum with
 /// `k·ln 2` in two parts; `P` by our own Remez exchange, error 2⁻⁶⁶·⁵. Largest error found 0.603 ulp (just below √½).
 /// `ln ±0 = −∞`, `ln ∞ = ∞`, NaN for `x < 0` and NaN; subnormals are exact inputs like others.
+#[inline(always)] // under FMA it is some instructions, else a dozen calls
 pub fn ln(x: f64) -> f64 {
     /// `ln 2` in 42 bits, so that a multiple of it by an exponent is exact, and the rest.
     const LN2: f64 = 0.693_147_180_559_890_3;
@@ -547,6 +551,10 @@ pub fn map<T: Real>(isa: Isa, function: Function, out: &mut [T], x: &[T]) -> Res
 
 /// Elements of the buffer of [`log_sum_exp`], a multiple of [`CHAINS`] and of every vector length.
 const BLOCK: usize = 128;
+/// At the beginning of a cache line: a vector that is stored across two of them cannot be loaded before it has reached the cache.
+#[repr(align(64))]
+struct Lines<T>(T);
+
 /// Partial sums of a row: element `i` goes to sum `i mod CHAINS`, on every instruction set.
 const CHAINS: usize = 16;
 
@@ -566,15 +574,22 @@ impl Chains {
 
     #[inline(always)]
     fn total(self) -> f64 {
-        let (mut eight, mut four) = ([0.0; CHAINS / 2], [0.0; CHAINS / 4]);
+        let mut eight = [0.0; CHAINS / 2];
         for i in 0..8 {
             eight[i] = self.0[i] + self.0[i + 8];
         }
-        for i in 0..4 {
-            four[i] = eight[i] + eight[i + 4];
-        }
-        (four[0] + four[2]) + (four[1] + four[3])
+        folded(&eight)
     }
+}
+
+/// The sum of what two halves of the chains have made.
+#[inline(always)]
+fn folded(eight: &[f64; CHAINS / 2]) -> f64 {
+    let mut four = [0.0; CHAINS / 4];
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// The largest element, −∞ if there is none; anything if one is NaN.
@@ -596,7 +611,20 @@ fn maximum<T: Real, S: Vector<T>>(simd: S, x: &[T]) -> T {
     simd.largest(simd.at_least(simd.at_least(peaks[0], peaks[1]), simd.at_least(peaks[2], peaks[3])))
 }
 
-/// `e^(x − peak)` for finite `peak ≥ x`, NaN if either is, or `x = peak` infinite: the rounding error of the difference, known exactly, is a factor `1 + rest` (to first order).
+/// `e^(x − peak)` for finite `peak ≥ x`, NaN if either is, or `x = peak` infinite: the rounding error of the difference, known exactly, is a
+/// factor `1 + rest` (to first order).
+#[inline(always)]
+fn exp_shifted<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, peak: S::V) -> S::V {
+    let d = simd.sub(x, peak);
+    let back = simd.sub(d, x);
+    let rest = simd.sub(simd.sub(x, simd.sub(d, back)), simd.add(peak, back));
+    // Below `lowest` the result is 0, and the rest may be NaN.
+    let rest = simd.select(simd.le(splat(simd, reduction::<T>().lowest), d), rest, simd.splat(T::ZERO));
+    let e = exp_below_one(simd, d);
+    simd.mul_add(e, rest, e)
+}
+
+/// [`exp_shifted`] with one peak.
 #[derive(Clone, Copy)]
 struct Shifted<T> {
     peak: T,
@@ -605,23 +633,16 @@ struct Shifted<T> {
 impl<T: Real> Pointwise<T> for Shifted<T> {
     #[inline(always)]
     fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
-        let peak = simd.splat(self.peak);
-        let d = simd.sub(x, peak);
-        let back = simd.sub(d, x);
-        let rest = simd.sub(simd.sub(x, simd.sub(d, back)), simd.add(peak, back));
-        // Below `lowest` the result is 0, and the rest may be NaN.
-        let rest = simd.select(simd.le(splat(simd, reduction::<T>().lowest), d), rest, simd.splat(T::ZERO));
-        let e = exp_below_one(simd, d);
-        simd.mul_add(e, rest, e)
+        exp_shifted(simd, x, simd.splat(self.peak))
     }
 }
 
 impl<T: Real> Shifted<T> {
     /// The terms of the end of a row, fewer than [`BLOCK`], and their sum with those before. The zeros behind them stay.
     #[inline(always)]
-    fn end<S: Vector<T>>(self, simd: S, terms: &mut [T; BLOCK], x: &[T], sum: &mut Chains) {
+    fn end<S: Vector<T>>(self, simd: S, terms: &mut Lines<[T; BLOCK]>, x: &[T], sum: &mut Chains) {
         let (body, tail) = S::as_vectors(x);
-        let (to, _) = S::as_vectors_mut(terms);
+        let (to, _) = S::as_vectors_mut(&mut terms.0);
         for (to, &x) in to.iter_mut().zip(body) {
             *to = self.at(simd, x);
         }
@@ -629,8 +650,87 @@ impl<T: Real> Shifted<T> {
             // A whole vector: what is stored under a mask cannot be loaded before it has reached the cache.
             to[body.len()] = simd.first(tail.len(), self.at(simd, simd.load_partial(tail)), T::ZERO);
         }
-        sum.add(&terms.as_chunks().0[..x.len().div_ceil(CHAINS)]);
+        sum.add(&terms.0.as_chunks().0[..x.len().div_ceil(CHAINS)]);
     }
+}
+
+/// Short rows in flight at once.
+const SHORT: usize = 8;
+
+/// Some rows of at most [`CHAINS`] elements, with the bits of a row alone.
+struct Short<T> {
+    /// `e^(x − peak)`, zeros behind.
+    terms: Lines<[[T; CHAINS]; SHORT]>,
+    /// The largest element of a row, in all places.
+    peaks: Lines<[[T; CHAINS]; SHORT]>,
+    /// Of the terms of a row.
+    sums: [f64; SHORT],
+}
+
+impl<T: Real> Short<T> {
+    fn new() -> Self {
+        Self { terms: Lines([[T::ZERO; CHAINS]; SHORT]), peaks: Lines([[T::ZERO; CHAINS]; SHORT]), sums: [0.0; SHORT] }
+    }
+
+    /// Takes the rows of `x`, at most [`SHORT`].
+    #[inline(always)]
+    fn take<S: Vector<T>>(&mut self, simd: S, x: RowMajorRef<'_, T>) {
+        let lowest = T::from_f64(f64::NEG_INFINITY);
+        let rows = x.nrows();
+        for (row, (terms, peaks)) in self.terms.0[..rows].iter_mut().zip(&mut self.peaks.0[..rows]).enumerate() {
+            let (body, tail) = S::as_vectors(x.row(row).as_slice());
+            let (terms, peaks) = (S::as_vectors_mut(terms).0, S::as_vectors_mut(peaks).0);
+            let mut peak = simd.splat(lowest);
+            for (i, term) in terms.iter_mut().enumerate() {
+                *term = if i < body.len() {
+                    body[i]
+                } else if i == body.len() && !tail.is_empty() {
+                    simd.first(tail.len(), simd.load_partial(tail), lowest)
+                } else {
+                    simd.splat(lowest)
+                };
+                peak = simd.at_least(*term, peak);
+            }
+            let peak = simd.splat(simd.largest(peak));
+            for to in peaks {
+                *to = peak;
+            }
+        }
+        let (terms, peaks) = (self.terms.0[..rows].as_flattened_mut(), self.peaks.0[..rows].as_flattened());
+        let ((terms, last), (peaks, last_peaks)) =
+            (S::as_vectors_mut(terms).0.as_chunks_mut::<CHAINED>(), S::as_vectors(peaks).0.as_chunks::<CHAINED>());
+        for (terms, &peaks) in terms.iter_mut().zip(peaks) {
+            *terms = exp_shifted(Lockstep(simd), *terms, peaks);
+        }
+        for (terms, &peaks) in last.iter_mut().zip(last_peaks) {
+            *terms = exp_shifted(simd, *terms, peaks);
+        }
+        for (sum, terms) in self.sums[..rows].iter_mut().zip(&self.terms.0) {
+            *sum = sum_of_terms(simd, terms);
+        }
+    }
+}
+
+/// The sum by [`Chains`] of one chunk.
+#[inline(always)]
+fn sum_of_terms<T: Real, S: Vector<f64>>(simd: S, terms: &[T; CHAINS]) -> f64 {
+    const HALF: usize = CHAINS / 2;
+    let mut half = Lines([0.0; HALF]);
+    for (at, sum) in (0..HALF).step_by(S::LANES).zip(S::as_vectors_mut(&mut half.0).0) {
+        let [low, high] = [at, at + HALF].map(|at| &terms[at..][..S::LANES]);
+        // SAFETY: both slices have `LANES` elements.
+        *sum = unsafe { simd.add(widen(simd, low.as_ptr(), S::LANES), widen(simd, high.as_ptr(), S::LANES)) };
+    }
+    folded(&half.0)
+}
+
+/// `peak + ln sum`; what the elements say where the largest is not finite.
+#[inline(always)]
+fn log_of_sum<T: Real>(x: &[T], peak: T, sum: f64) -> f64 {
+    if peak.is_finite() {
+        return peak.to_f64() + ln(sum);
+    }
+    x.iter().find(|x| x.partial_cmp(x).is_none()).unwrap_or(&peak).to_f64()
 }
 
 struct LogSumExp<'a, T> {
@@ -638,24 +738,40 @@ struct LogSumExp<'a, T> {
 }
 
 impl<T: Real> Kernel<T> for LogSumExp<'_, T> {
-    /// The maximum and the sum.
-    type Output = (f64, f64);
+    type Output = f64;
     #[inline(always)]
-    fn run<S: Vector<T>>(self, simd: S) -> (f64, f64) {
+    fn run<S: Vector<T>>(self, simd: S) -> f64 {
         let peak = maximum(simd, self.x);
-        if !peak.is_finite() {
-            let any = self.x.iter().find(|x| x.partial_cmp(x).is_none()).unwrap_or(&peak);
-            return (any.to_f64(), 1.0);
-        }
         let mut sum = Chains([0.0; CHAINS]);
         let (blocks, end) = self.x.as_chunks::<BLOCK>();
-        let mut terms = [T::ZERO; BLOCK];
+        let mut terms = Lines([T::ZERO; BLOCK]);
         for x in blocks {
-            map_in(simd, Shifted { peak }, &mut terms, x);
-            sum.add(terms.as_chunks().0);
+            map_in(simd, Shifted { peak }, &mut terms.0, x);
+            sum.add(terms.0.as_chunks().0);
         }
-        Shifted { peak }.end(simd, &mut [T::ZERO; BLOCK], end, &mut sum);
-        (peak.to_f64(), sum.total())
+        Shifted { peak }.end(simd, &mut Lines([T::ZERO; BLOCK]), end, &mut sum);
+        log_of_sum(self.x, peak, sum.total())
+    }
+}
+
+/// Rows of at most [`CHAINS`] elements.
+struct ShortLogSumExp<'a, T> {
+    out: &'a mut [f64],
+    x: RowMajorRef<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for ShortLogSumExp<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        let mut short = Short::new();
+        for (block, out) in self.out.chunks_mut(SHORT).enumerate() {
+            let x = self.x.subrows(SHORT * block, out.len());
+            short.take(simd, x);
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = log_of_sum(x.row(row).as_slice(), short.peaks.0[row][0], short.sums[row]);
+            }
+        }
     }
 }
 
@@ -670,9 +786,30 @@ pub fn log_sum_exp<T: Real>(isa: Isa, x: &[T]) -> f64 {
     (T::kernels().log_sum_exp)(isa, x)
 }
 
+/// [`log_sum_exp`] of each row of `x`, to the bit; rows of up to 16 elements are computed side by side.
+///
+/// # Panics
+/// If `out` has not as many elements as `x` rows, or the elements of a row are not next to each other.
+pub fn log_sum_exp_rows<T: Real>(isa: Isa, out: &mut [f64], x: MatRef<'_, T>) {
+    assert_eq!(out.len(), x.nrows(), "elements of `out`, rows of `x`");
+    if x.nrows() == 0 || x.ncols() == 0 {
+        return out.fill(f64::NEG_INFINITY);
+    }
+    let x = x.try_as_row_major().expect("elements of a row of `x` next to each other");
+    if x.ncols() <= CHAINS {
+        return (T::kernels().short_log_sum_exp)(isa, out, x);
+    }
+    for (row, out) in out.iter_mut().enumerate() {
+        *out = log_sum_exp(isa, x.row(row).as_slice());
+    }
+}
+
 pub(crate) fn run_log_sum_exp<T: Real>(isa: Isa, x: &[T]) -> f64 {
-    let (peak, sum) = isa.run(LogSumExp { x });
-    peak + ln(sum)
+    isa.run(LogSumExp { x })
+}
+
+pub(crate) fn run_short_log_sum_exp<T: Real>(isa: Isa, out: &mut [f64], x: RowMajorRef<'_, T>) {
+    isa.run(ShortLogSumExp { out, x });
 }
 
 struct Softmax<'a, T> {
@@ -691,25 +828,64 @@ impl<T: Real> Kernel<T> for Softmax<'_, T> {
             map_in(simd, Shifted { peak }, out, x);
             sum.add(out.as_chunks().0);
         }
-        let mut terms = [T::ZERO; BLOCK];
+        let mut terms = Lines([T::ZERO; BLOCK]);
         Shifted { peak }.end(simd, &mut terms, end, &mut sum);
         // NaN and +∞ make a term NaN, and so does a row of −∞.
         let sum = sum.total();
         if sum.is_nan() {
-            self.out.fill(T::from_f64(f64::NAN));
-            return;
+            return fill_with_nan(self.out);
         }
         let sum = simd.splat(T::from_f64(sum));
         for out in S::as_vectors_mut(out_blocks.as_flattened_mut()).0 {
             *out = simd.div(*out, sum);
         }
-        let (terms, _) = S::as_vectors(&terms);
-        let (body, tail) = S::as_vectors_mut(out_end);
-        for (out, &term) in body.iter_mut().zip(terms) {
-            *out = simd.div(term, sum);
-        }
-        if !tail.is_empty() {
-            simd.store_partial(tail, simd.div(terms[body.len()], sum));
+        store_quotients(simd, out_end, &terms.0, sum);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn fill_with_nan<T: Real>(out: &mut [T]) {
+    out.fill(T::from_f64(f64::NAN));
+}
+
+/// `out = terms/sum`; there may be more terms.
+#[inline(always)]
+fn store_quotients<T: Real, S: Vector<T>>(simd: S, out: &mut [T], terms: &[T], sum: S::V) {
+    let (terms, _) = S::as_vectors(terms);
+    let (body, tail) = S::as_vectors_mut(out);
+    for (out, &term) in body.iter_mut().zip(terms) {
+        *out = simd.div(term, sum);
+    }
+    if !tail.is_empty() {
+        simd.store_partial(tail, simd.div(terms[body.len()], sum));
+    }
+}
+
+/// Rows of at most [`CHAINS`] elements.
+struct ShortSoftmax<'a, T> {
+    out: RowMajorMut<'a, T>,
+    x: RowMajorRef<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for ShortSoftmax<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        let Self { mut out, x } = self;
+        let mut short = Short::new();
+        for from in (0..x.nrows()).step_by(SHORT) {
+            let rows = SHORT.min(x.nrows() - from);
+            short.take(simd, x.subrows(from, rows));
+            for row in 0..rows {
+                let out = out.rb_mut().row_mut(from + row).as_slice_mut();
+                let sum = short.sums[row];
+                if sum.is_nan() {
+                    fill_with_nan(out);
+                } else {
+                    store_quotients(simd, out, &short.terms.0[row], simd.splat(T::from_f64(sum)));
+                }
+            }
         }
     }
 }
@@ -727,6 +903,34 @@ pub fn softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) -> Result<(), LengthMi
     Ok(())
 }
 
+/// [`softmax`] of each row of `x`, to the bit; rows of up to 16 elements are computed side by side.
+///
+/// # Panics
+/// If the shapes differ, or the elements of a row are not next to each other.
+pub fn softmax_rows<T: Real>(isa: Isa, out: MatMut<'_, T>, x: MatRef<'_, T>) {
+    assert_eq!(out.shape(), x.shape(), "shapes of `out` and `x`");
+    if x.nrows() == 0 || x.ncols() == 0 {
+        return;
+    }
+    let mut out = out.try_as_row_major_mut().expect("elements of a row of `out` next to each other");
+    let x = x.try_as_row_major().expect("elements of a row of `x` next to each other");
+    if x.ncols() <= CHAINS {
+        return (T::kernels().short_softmax)(isa, out, x);
+    }
+    for row in 0..x.nrows() {
+        (T::kernels().softmax)(isa, out.rb_mut().row_mut(row).as_slice_mut(), x.row(row).as_slice());
+    }
+}
+
 pub(crate) fn run_softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) {
     isa.run(Softmax { out, x });
 }
+
+pub(crate) fn run_short_softmax<T: Real>(isa: Isa, out: RowMajorMut<'_, T>, x: RowMajorRef<'_, T>) {
+    isa.run(ShortSoftmax { out, x });
+}
+
+/// A matrix whose rows are slices.
+pub(crate) type RowMajorRef<'a, T> = MatRef<'a, T, usize, usize, isize, ContiguousFwd>;
+/// As [`RowMajorRef`].
+pub(crate) type RowMajorMut<'a, T> = MatMut<'a, T, usize, usize, isize, ContiguousFwd>;

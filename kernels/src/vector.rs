@@ -11,6 +11,7 @@ use faer::{MatMut, MatRef, Par};
 use pulp::{MemMask, Simd};
 
 use crate::cholesky::Block;
+use crate::elementary::{RowMajorMut, RowMajorRef};
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
@@ -90,7 +91,9 @@ pub struct Kernels<T: 'static> {
     pub(crate) square_distance: fn(Isa, &[T], &[T]) -> f64,
     pub(crate) max_abs: fn(Isa, &[T]) -> f64,
     pub(crate) softmax: fn(Isa, &mut [T], &[T]),
+    pub(crate) short_softmax: fn(Isa, RowMajorMut<'_, T>, RowMajorRef<'_, T>),
     pub(crate) log_sum_exp: fn(Isa, &[T]) -> f64,
+    pub(crate) short_log_sum_exp: fn(Isa, &mut [f64], RowMajorRef<'_, T>),
     pub(crate) sparse_chain: fn(Isa, Par, &[&Compressed<T>], MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
     pub(crate) sparse_product: fn(Isa, Par, &Compressed<T>, MatRef<'_, T>, Epilogue<'_, T>, &mut Scratch<T>),
     pub(crate) sparse_update:
@@ -118,7 +121,9 @@ impl<T: Real> Kernels<T> {
             square_distance: crate::reduce::run_square_distance::<T>,
             max_abs: crate::reduce::run_max_abs::<T>,
             softmax: crate::elementary::run_softmax::<T>,
+            short_softmax: crate::elementary::run_short_softmax::<T>,
             log_sum_exp: crate::elementary::run_log_sum_exp::<T>,
+            short_log_sum_exp: crate::elementary::run_short_log_sum_exp::<T>,
             sparse_chain: crate::sparse::run_chain::<T>,
             sparse_product: crate::sparse::run_product::<T>,
             sparse_update: crate::sparse::run_update::<T>,
