@@ -7,10 +7,11 @@
 //! random points, the edges of the reduction and of the subnormals, against double-double (`tests/elementary.rs` has both) and against
 //! MPFR (`mpfr`, 10⁶ points: exp 0.745, expm1 0.794, tanh 0.669, sigmoid 0.745, none larger than below).
 //!
-//! All functions share one reduction: `x = n·ln 2 + r` with `|r| ≤ 0.3467`, `e^r = 1 + r + r²·q(r)`. `ln 2` is split into its nearest
-//! `T` and the rest; with a fused multiply-add `x − n·ln2` is exact, because it is a multiple of half an ulp of `ln2` below ½
-//! (Cody and Waite 1980, Muller 2016). `q` is our own minimax polynomial (Remez exchange on the relative error of
-//! `e^r − 1`; coefficients rounded one after the other, the rest refitted; constant term ½).
+//! All functions but `tanh` and the sigmoid in `f32` share one reduction: `x = n·ln 2 + r` with `|r| ≤ 0.3467`, `e^r = 1 + r + r²·q(r)`.
+//! `ln 2` is split into its nearest `T` and the rest; with a fused multiply-add `x − n·ln2` is exact, because it is a multiple of half an
+//! ulp of `ln2` below ½ (Cody and Waite 1980, Muller 2016). `q` is our own minimax polynomial (Remez exchange on the relative error of
+//! `e^r − 1`; coefficients rounded one after the other, the rest refitted; constant term ½). Those two have tables of 16 entries, a
+//! permutation on AVX-512 and two on AVX2 (Tang 1989, Gal 1986), with polynomials made in the same way.
 
 use crate::gram::widen;
 use crate::isa::{Isa, Kernel};
@@ -253,6 +254,11 @@ fn quotient<T: Real, S: Arithmetic<T>>(simd: S, num: &Two<S::V>, den: &Two<S::V>
 #[inline(always)]
 pub(crate) fn tanh_parts<T: Real, S: Arithmetic<T>, const DEEP: bool>(simd: S, x: S::V) -> Smooth<S::V> {
     let constants = reduction::<T>();
+    if is_single::<T>() {
+        let (one, y) = (simd.splat(T::ONE), simd.abs(simd.add(x, x)));
+        let z = exp_by_sixteenths(simd, negated(simd, y, -constants.lowest));
+        return Smooth { value: tanh_by_cells(simd, x), z, recip: simd.div(one, simd.add(one, z)) };
+    }
     let limit = if DEEP { -constants.lowest } else { constants.settled };
     let y = simd.neg(simd.abs(x));
     let reduced = reduce(simd, simd.at_least(simd.add(y, y), splat(simd, -limit)));
@@ -272,9 +278,150 @@ pub(crate) fn tanh_parts<T: Real, S: Arithmetic<T>, const DEEP: bool>(simd: S, x
     Smooth { value, z, recip: refine(simd, &den, recip) }
 }
 
-/// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1` in two parts, one division and a step of Newton's, the sign copied.
+/// At the beginning of a cache line: a vector that is stored across two of them cannot be loaded before it has reached the cache.
+#[repr(align(64))]
+struct Lines<T>(T);
+
+/// One entry for each cell, or for each sixteenth.
+type Table = Lines<[f32; 16]>;
+
+/// Where `tanh` has settled at 1.
+const TANH_SETTLED: f64 = 9.02;
+/// `13/16·|x| + ½` tells the cells apart, by the last two bits of its exponent and the first two of its fraction; the tables begin at 2. From 0
+/// to 6/13 there are three, from there to [`TANH_SETTLED`] thirteen.
+const TANH_CELLS: [f64; 2] = [0.8125, 0.5];
+/// Where the polynomial of a cell has its origin; 0 in the first three.
+#[rustfmt::skip]
+static TANH_ORIGIN: Table = Lines([
+    2.156_361, 2.767_927_6, 3.384_169, 4.003_724_6, 4.925_512, 6.159_015_7, 7.381_865, 8.664_34,
+    0.0, 0.0, 0.0, 0.486_861_44, 0.700_624_35, 1.075_787, 1.385_092, 1.691_854_7,
+]);
+/// `tanh` there to within 1/300 of an ulp, for which the origin was chosen (Gal 1986), and below every number of the cell. No limit in the
+/// first three.
+#[rustfmt::skip]
+static TANH_BASE: Table = Lines([
+    0.973_560_15, 0.992_145_3, 0.997_703_43, 0.999_334_3, 0.999_894_6, 0.999_991_06, 0.999_999_2, 0.999_999_94,
+    3.0e38, 3.0e38, 3.0e38, 0.451_721_85, 0.604_763_9, 0.791_631_5, 0.882_086_4, 0.934_383_03,
+]);
+/// `(tanh(origin + y) − base)/y`, in the first three `(tanh y − y)/y`, by ascending powers of `y`; relative error of `tanh` at most 2⁻²⁸·⁷.
+#[rustfmt::skip]
+static TANH_P: [Table; 6] = [
+    Lines([
+        0.052_180_603, 0.015_647_713, 0.004_587_862, 0.001_331_006_4, 0.000_210_765_52, 1.788_257_6e-5, 1.549_834_7e-6, 1.192_072e-7,
+        0.0, 4.066_471e-6, 1.745_299_8e-5, 0.795_947_4, 0.634_260_54, 0.373_319_54, 0.221_923_59, 0.126_928_34,
+    ]),
+    Lines([
+        -0.050_800_893, -0.015_524_792, -0.004_577_316_3, -0.001_330_124_3, -0.000_210_740_39, -1.788_359_8e-5, -1.549_784_5e-6, -1.192_270_2e-7,
+        -1.077_411_65e-7, -0.000_115_457_98, -0.000_366_394_52, -0.359_546_84, -0.383_577_8, -0.295_531_42, -0.195_755_8, -0.118_599_676,
+    ]),
+    Lines([
+        0.032_066_25, 0.010_186_144, 0.003_037_194, 0.000_885_457_1, 0.000_140_123_81, 1.189_355_9e-5, 1.030_641_3e-6, 7.954_247e-8,
+        -0.333_323_36, -0.331_971_53, -0.330_100_03, -0.102_900_5, 0.020_574_251, 0.109_512_41, 0.098_700_33, 0.068_508_77,
+    ]),
+    Lines([
+        -0.014_286_783_5, -0.004_932_100_4, -0.001_504_798, -0.000_441_461_07, -7.003_749_5e-5, -5.940_157_7e-6, -5.156_587_7e-7, -3.933_746_5e-8,
+        -0.000_300_366_32, -0.008_583_932, -0.015_541_421, 0.166_373_7, 0.115_328_5, 0.011_810_489, -0.021_808_738, -0.024_481_006,
+    ]),
+    Lines([
+        0.004_334_524_3, 0.001_862_618_3, 0.000_598_592_6, 0.000_178_247_78, 2.983_985e-5, 2.533_849_7e-6, 2.199_172_7e-7, 1.563_722e-8,
+        0.137_291_49, 0.164_116_53, 0.177_028_55, -0.024_249_136, -0.063_888_48, -0.037_592_854, -0.008_896_164, 0.002_774_731_3,
+    ]),
+    Lines([
+        -0.000_573_098, -0.000_531_511_2, -0.000_190_808_29, -5.937_120_7e-5, -9.935_393e-6, -8.554_73e-7, -7.266_772_4e-8, -7.472_527_5e-9,
+        -0.023_804_048, -0.060_711_153, -0.070_289_52, -0.043_265_98, 0.002_235_344_6, 0.019_252_632, 0.010_643_028, 0.002_912_585_2,
+    ]),
+];
+
+/// The table as one of `T`, which is `f32`.
+#[inline(always)]
+fn entries<T: Real>(table: &'static Table) -> &'static [T; 16] {
+    bytemuck::cast_ref(&table.0)
+}
+
+/// `base + y·P(y)` with `y = |x| − origin`, or `y + y·P(y)` in the first cells; for `f32`.
+#[inline(always)]
+fn tanh_by_cells<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
+    let size = simd.at_most(simd.abs(x), splat(simd, TANH_SETTLED));
+    let [scale, first] = TANH_CELLS;
+    let cell = simd.leading(simd.mul_add(size, splat(simd, scale), splat(simd, first)));
+    let y = simd.sub(size, simd.pick(cell, entries(&TANH_ORIGIN)));
+    let mut p = simd.pick(cell, entries(&TANH_P[5]));
+    for k in (0..5).rev() {
+        p = simd.mul_add(p, y, simd.pick(cell, entries(&TANH_P[k])));
+    }
+    let base = simd.at_most(size, simd.pick(cell, entries(&TANH_BASE)));
+    simd.copysign(simd.mul_add(p, y, base), x)
+}
+
+/// `ln 2/16` as the nearest `f32` and the rest, and its reciprocal.
+const SIXTEENTH: f64 = 0.043_321_698_904_037_476;
+const SIXTEENTH_REST: f64 = -1.190_408_882_578_708_5e-10;
+const PER_SIXTEENTH: f64 = 23.083_120_346_069_336;
+/// `(e^r − 1 − r)/r²` for `|r| ≤ ln 2/32`: relative error of `e^r` at most 2⁻²⁹·².
+const SIXTEENTH_Q: [f64; 2] = [0.500_016_272_068_023_7, 0.166_670_098_900_794_98];
+/// `2^(k/16)` rounded, with what [`Arithmetic::add_sixteenths`] adds for `k` taken out.
+#[rustfmt::skip]
+static POWERS: Table = {
+    let powers: [f32; 16] = [
+        1.0, 1.044_273_7, 1.090_507_7, 1.138_788_6, 1.189_207_1, 1.241_857_8, 1.296_839_6, 1.354_255_6,
+        1.414_213_5, 1.476_826_2, 1.542_210_8, 1.610_490_3, 1.681_792_9, 1.756_252_2, 1.834_008_1, 1.915_206_6,
+    ];
+    let (mut table, mut k) = ([0.0; 16], 0);
+    while k < 16 {
+        table[k] = f32::from_bits(powers[k].to_bits() - ((k as u32) << 19));
+        k += 1;
+    }
+    Lines(table)
+};
+/// `2^(k/16)` over that, less 1.
+#[rustfmt::skip]
+static POWERS_REST: Table = Lines([
+    0.0, 4.628_547e-8, -1.199_215_75e-8, 4.729_782_4e-8, 3.193_418e-8, 3.621_057_2e-8, -3.099_072e-8, -7.475_213e-9,
+    1.711_427_1e-8, -3.047_683_4e-8, 5.233_334e-9, 6.107_591_8e-9, -1.471_960_5e-8, -5.258_795e-9, -6.128_259_7e-9, 5.140_609_3e-9,
+]);
+
+/// `scale` and `t` with `e^y = 2^(−lift)·scale·(1 + t)`, for `f32` and a normal `2^lift·e^y`.
+#[inline(always)]
+fn sixteenths<T: Real, S: Arithmetic<T>>(simd: S, y: S::V, lift: i32) -> (S::V, S::V) {
+    let shift = simd.splat(T::from_f64(T::SHIFT.to_f64() + f64::from(16 * lift)));
+    let shifted = simd.mul_add(y, splat(simd, PER_SIXTEENTH), shift);
+    let m = simd.sub(shifted, shift);
+    let r = simd.neg_mul_add(m, splat(simd, SIXTEENTH_REST), simd.neg_mul_add(m, splat(simd, SIXTEENTH), y));
+    let q = horner(simd, r, &SIXTEENTH_Q);
+    let t = simd.mul_add(simd.mul(r, r), q, simd.add(r, simd.pick(shifted, entries(&POWERS_REST))));
+    (simd.add_sixteenths(simd.pick(shifted, entries(&POWERS)), shifted), t)
+}
+
+/// By how many powers of two the parts of small numbers are larger, so that they are normal.
+const LIFT: i32 = 64;
+
+/// `e^y` for `lowest ≤ y ≤ 0` in `f32`.
+#[inline(always)]
+fn exp_by_sixteenths<T: Real, S: Arithmetic<T>>(simd: S, y: S::V) -> S::V {
+    let (scale, t) = sixteenths(simd, y, LIFT);
+    simd.mul(simd.mul_add(scale, t, scale), splat(simd, power_of_two(-LIFT)))
+}
+
+/// `1/(1 + e^|x|)` by one division and a step of Newton's, all of it times 2⁻⁶⁴ until then; it, or 1 less it. For `f32`.
+#[inline(always)]
+fn sigmoid_by_sixteenths<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Smooth<S::V> {
+    let (one, low) = (simd.splat(T::ONE), splat(simd, power_of_two(-LIFT)));
+    let y = simd.at_most(simd.abs(x), splat(simd, -reduction::<T>().lowest));
+    let (scale, t) = sixteenths(simd, y, -LIFT);
+    let sum = simd.add(low, scale);
+    let sum_lo = simd.sub(low, simd.sub(sum, scale));
+    let hi = simd.mul_add(scale, t, sum);
+    let lo = simd.add(simd.mul_add(scale, t, simd.sub(sum, hi)), sum_lo);
+    let part = refine(simd, &Two { hi, lo }, simd.div(one, hi));
+    let (left, right) = (simd.mul(part, low), simd.neg_mul_add(part, low, one));
+    let value = simd.select(simd.lt(x, simd.splat(T::ZERO)), left, right);
+    Smooth { value, z: exp_by_sixteenths(simd, simd.neg(y)), recip: right }
+}
+
+/// In `f32` by a polynomial in each of 16 cells of `|x|`, in `f64` `−em/(2 + em)`, `em = e^(−2|x|) − 1` in two parts, by one division and a step
+/// of Newton's; the sign is copied.
 ///
-/// Error at most 0.767 ulp in `f32` (at ±0.12530048), largest found 0.754 ulp in `f64`. Monotone over all `f32`. Odd, `±0` and
+/// Error at most 0.643 ulp in `f32` (at ±0.45903206), largest found 0.754 ulp in `f64`. Monotone over all `f32`. Odd, `±0` and
 /// subnormals stay themselves, `tanh(±∞) = ±1`; NaN stays NaN.
 #[inline(always)]
 pub fn tanh<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
@@ -306,6 +453,9 @@ fn logistic<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, limit: f64) -> Logistic
 /// `1/(1 + z)` or `z/(1 + z)` with `z = e^(−|x|)`; scaled by `2ⁿ` only at the end.
 #[inline(always)]
 pub(crate) fn sigmoid_parts<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Smooth<S::V> {
+    if is_single::<T>() {
+        return sigmoid_by_sixteenths(simd, x);
+    }
     let (zero, one) = (simd.splat(T::ZERO), simd.splat(T::ONE));
     let Logistic { power, a, b, den, recip } = logistic(simd, x, -reduction::<T>().lowest);
     let left = simd.lt(x, zero);
@@ -326,9 +476,10 @@ pub(crate) fn sigmoid_slope<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, slope: 
     simd.select(simd.lt(steepest, q), steepest, q)
 }
 
-/// `1/(1 + e^(−x))`, the logistic function: `1/(1 + z)` or, for `x < 0`, `z/(1 + z)`, `z = e^(−|x|)`.
+/// `1/(1 + e^(−x))`, the logistic function: `1 − w` or, for `x < 0`, `w = 1/(1 + e^|x|)` in `f32`; `1/(1 + z)` or `z/(1 + z)`, `z = e^(−|x|)`, in
+/// `f64`.
 ///
-/// Error at most 0.765 ulp in `f32` (at −87.71555, a subnormal result), largest found 0.765 ulp in `f64`: the left tail keeps
+/// Error at most 0.768 ulp in `f32` (at 0.23808558), largest found 0.765 ulp in `f64`: the left tail keeps
 /// its relative accuracy down to the subnormals. Monotone over all `f32`. `σ(−∞) = 0`, `σ(±0) = ½`, `σ(∞) = 1`; NaN stays NaN.
 #[inline(always)]
 pub fn sigmoid<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
@@ -551,10 +702,6 @@ pub fn map<T: Real>(isa: Isa, function: Function, out: &mut [T], x: &[T]) -> Res
 
 /// Elements of the buffer of [`log_sum_exp`], a multiple of [`CHAINS`] and of every vector length.
 const BLOCK: usize = 128;
-/// At the beginning of a cache line: a vector that is stored across two of them cannot be loaded before it has reached the cache.
-#[repr(align(64))]
-struct Lines<T>(T);
-
 /// Partial sums of a row: element `i` goes to sum `i mod CHAINS`, on every instruction set.
 const CHAINS: usize = 16;
 
