@@ -250,7 +250,8 @@ fn quotient<T: Real, S: Arithmetic<T>>(simd: S, num: &Two<S::V>, den: &Two<S::V>
     simd.mul_add(rest, recip, q)
 }
 
-/// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1`. `z` is right for every `x` if `DEEP`, else for `2|x| ≤ settled`; the value is the same.
+/// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1`, in `f64`. `z` is right for every `x` if `DEEP`, else in `f64` for `2|x| ≤ settled`; the
+/// value is the same.
 #[inline(always)]
 pub(crate) fn tanh_parts<T: Real, S: Arithmetic<T>, const DEEP: bool>(simd: S, x: S::V) -> Smooth<S::V> {
     let constants = reduction::<T>();
@@ -287,8 +288,8 @@ type Table = Lines<[f32; 16]>;
 
 /// Where `tanh` has settled at 1.
 const TANH_SETTLED: f64 = 9.02;
-/// `13/16·|x| + ½` tells the cells apart, by the last two bits of its exponent and the first two of its fraction; the tables begin at 2. From 0
-/// to 6/13 there are three, from there to [`TANH_SETTLED`] thirteen.
+/// `13/16·|x| + ½` tells the cells apart, by the last two bits of its exponent and the first two of its fraction; the tables begin at 2.
+/// From 0 to 6/13 there are three, from there to [`TANH_SETTLED`] thirteen.
 const TANH_CELLS: [f64; 2] = [0.8125, 0.5];
 /// Where the polynomial of a cell has its origin; 0 in the first three.
 #[rustfmt::skip]
@@ -418,8 +419,8 @@ fn sigmoid_by_sixteenths<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Smooth<
     Smooth { value, z: exp_by_sixteenths(simd, simd.neg(y)), recip: right }
 }
 
-/// In `f32` by a polynomial in each of 16 cells of `|x|`, in `f64` `−em/(2 + em)`, `em = e^(−2|x|) − 1` in two parts, by one division and a step
-/// of Newton's; the sign is copied.
+/// In `f32` by a polynomial in each of 16 cells of `|x|`, in `f64` `−em/(2 + em)`, `em = e^(−2|x|) − 1` in two parts, by one division and a
+/// step of Newton's; the sign is copied.
 ///
 /// Error at most 0.643 ulp in `f32` (at ±0.45903206), largest found 0.754 ulp in `f64`. Monotone over all `f32`. Odd, `±0` and
 /// subnormals stay themselves, `tanh(±∞) = ±1`; NaN stays NaN.
@@ -476,8 +477,8 @@ pub(crate) fn sigmoid_slope<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, slope: 
     simd.select(simd.lt(steepest, q), steepest, q)
 }
 
-/// `1/(1 + e^(−x))`, the logistic function: `1 − w` or, for `x < 0`, `w = 1/(1 + e^|x|)` in `f32`; `1/(1 + z)` or `z/(1 + z)`, `z = e^(−|x|)`, in
-/// `f64`.
+/// `1/(1 + e^(−x))`, the logistic function. In `f32` `1 − w` or, for `x < 0`, `w = 1/(1 + e^|x|)`; in `f64` `1/(1 + z)` or `z/(1 + z)`,
+/// `z = e^(−|x|)`.
 ///
 /// Error at most 0.768 ulp in `f32` (at 0.23808558), largest found 0.765 ulp in `f64`: the left tail keeps
 /// its relative accuracy down to the subnormals. Monotone over all `f32`. `σ(−∞) = 0`, `σ(±0) = ½`, `σ(∞) = 1`; NaN stays NaN.
