@@ -227,9 +227,8 @@ pub unsafe extern "C" fn elementary(function: usize, rows: usize, cols: usize, x
     task(move || match name {
         Some(function) => elementary::map(isa, function, out, x).expect("two arrays of one length"),
         None => {
-            for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
-                elementary::softmax(isa, out, x).expect("two rows of one length");
-            }
+            let (out, x) = (MatMut::from_row_major_slice_mut(out, rows, cols), MatRef::from_row_major_slice(x, rows, cols));
+            elementary::softmax_rows(isa, out, x);
         }
     })
 }

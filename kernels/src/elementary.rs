@@ -7,14 +7,18 @@
 //! random points, the edges of the reduction and of the subnormals, against double-double (`tests/elementary.rs` has both) and against
 //! MPFR (`mpfr`, 10⁶ points: exp 0.745, expm1 0.794, tanh 0.669, sigmoid 0.745, none larger than below).
 //!
-//! All functions share one reduction: `x = n·ln 2 + r` with `|r| ≤ 0.3467`, `e^r = 1 + r + r²·q(r)`. `ln 2` is split into its nearest
-//! `T` and the rest; with a fused multiply-add `x − n·ln2` is exact, because it is a multiple of half an ulp of `ln2` below ½
-//! (Cody and Waite 1980, Muller 2016). `q` is our own minimax polynomial (Remez exchange on the relative error of
-//! `e^r − 1`; coefficients rounded one after the other, the rest refitted; constant term ½).
+//! All functions but `tanh` and the sigmoid in `f32` share one reduction: `x = n·ln 2 + r` with `|r| ≤ 0.3467`, `e^r = 1 + r + r²·q(r)`.
+//! `ln 2` is split into its nearest `T` and the rest; with a fused multiply-add `x − n·ln2` is exact, because it is a multiple of half an
+//! ulp of `ln2` below ½ (Cody and Waite 1980, Muller 2016). `q` is our own minimax polynomial (Remez exchange on the relative error of
+//! `e^r − 1`; coefficients rounded one after the other, the rest refitted; constant term ½). Those two have tables of 16 entries, a
+//! permutation on AVX-512 and two on AVX2 (Tang 1989, Gal 1986), with polynomials made in the same way.
 
+use crate::gram::widen;
 use crate::isa::{Isa, Kernel};
 use crate::vector::{Arithmetic, Lockstep, Real, Vector};
 use core::fmt;
+use faer::reborrow::ReborrowMut;
+use faer::{ContiguousFwd, MatMut, MatRef};
 
 /// The constants of the reduction for one element type, all of them exact in it.
 struct Reduction {
@@ -246,10 +250,16 @@ fn quotient<T: Real, S: Arithmetic<T>>(simd: S, num: &Two<S::V>, den: &Two<S::V>
     simd.mul_add(rest, recip, q)
 }
 
-/// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1`. `z` is right for every `x` if `DEEP`, else for `2|x| ≤ settled`; the value is the same.
+/// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1`, in `f64`. `z` is right for every `x` if `DEEP`, else in `f64` for `2|x| ≤ settled`; the
+/// value is the same.
 #[inline(always)]
 pub(crate) fn tanh_parts<T: Real, S: Arithmetic<T>, const DEEP: bool>(simd: S, x: S::V) -> Smooth<S::V> {
     let constants = reduction::<T>();
+    if is_single::<T>() {
+        let (one, y) = (simd.splat(T::ONE), simd.abs(simd.add(x, x)));
+        let z = exp_by_sixteenths(simd, negated(simd, y, -constants.lowest));
+        return Smooth { value: tanh_by_cells(simd, x), z, recip: simd.div(one, simd.add(one, z)) };
+    }
     let limit = if DEEP { -constants.lowest } else { constants.settled };
     let y = simd.neg(simd.abs(x));
     let reduced = reduce(simd, simd.at_least(simd.add(y, y), splat(simd, -limit)));
@@ -269,9 +279,150 @@ pub(crate) fn tanh_parts<T: Real, S: Arithmetic<T>, const DEEP: bool>(simd: S, x
     Smooth { value, z, recip: refine(simd, &den, recip) }
 }
 
-/// `tanh x = −em/(2 + em)`, `em = e^(−2|x|) − 1` in two parts, one division and a step of Newton's, the sign copied.
+/// At the beginning of a cache line: a vector that is stored across two of them cannot be loaded before it has reached the cache.
+#[repr(align(64))]
+struct Lines<T>(T);
+
+/// One entry for each cell, or for each sixteenth.
+type Table = Lines<[f32; 16]>;
+
+/// Where `tanh` has settled at 1.
+const TANH_SETTLED: f64 = 9.02;
+/// `13/16·|x| + ½` tells the cells apart, by the last two bits of its exponent and the first two of its fraction; the tables begin at 2.
+/// From 0 to 6/13 there are three, from there to [`TANH_SETTLED`] thirteen.
+const TANH_CELLS: [f64; 2] = [0.8125, 0.5];
+/// Where the polynomial of a cell has its origin; 0 in the first three.
+#[rustfmt::skip]
+static TANH_ORIGIN: Table = Lines([
+    2.156_361, 2.767_927_6, 3.384_169, 4.003_724_6, 4.925_512, 6.159_015_7, 7.381_865, 8.664_34,
+    0.0, 0.0, 0.0, 0.486_861_44, 0.700_624_35, 1.075_787, 1.385_092, 1.691_854_7,
+]);
+/// `tanh` there to within 1/300 of an ulp, for which the origin was chosen (Gal 1986), and below every number of the cell. No limit in the
+/// first three.
+#[rustfmt::skip]
+static TANH_BASE: Table = Lines([
+    0.973_560_15, 0.992_145_3, 0.997_703_43, 0.999_334_3, 0.999_894_6, 0.999_991_06, 0.999_999_2, 0.999_999_94,
+    3.0e38, 3.0e38, 3.0e38, 0.451_721_85, 0.604_763_9, 0.791_631_5, 0.882_086_4, 0.934_383_03,
+]);
+/// `(tanh(origin + y) − base)/y`, in the first three `(tanh y − y)/y`, by ascending powers of `y`; relative error of `tanh` at most 2⁻²⁸·⁷.
+#[rustfmt::skip]
+static TANH_P: [Table; 6] = [
+    Lines([
+        0.052_180_603, 0.015_647_713, 0.004_587_862, 0.001_331_006_4, 0.000_210_765_52, 1.788_257_6e-5, 1.549_834_7e-6, 1.192_072e-7,
+        0.0, 4.066_471e-6, 1.745_299_8e-5, 0.795_947_4, 0.634_260_54, 0.373_319_54, 0.221_923_59, 0.126_928_34,
+    ]),
+    Lines([
+        -0.050_800_893, -0.015_524_792, -0.004_577_316_3, -0.001_330_124_3, -0.000_210_740_39, -1.788_359_8e-5, -1.549_784_5e-6, -1.192_270_2e-7,
+        -1.077_411_65e-7, -0.000_115_457_98, -0.000_366_394_52, -0.359_546_84, -0.383_577_8, -0.295_531_42, -0.195_755_8, -0.118_599_676,
+    ]),
+    Lines([
+        0.032_066_25, 0.010_186_144, 0.003_037_194, 0.000_885_457_1, 0.000_140_123_81, 1.189_355_9e-5, 1.030_641_3e-6, 7.954_247e-8,
+        -0.333_323_36, -0.331_971_53, -0.330_100_03, -0.102_900_5, 0.020_574_251, 0.109_512_41, 0.098_700_33, 0.068_508_77,
+    ]),
+    Lines([
+        -0.014_286_783_5, -0.004_932_100_4, -0.001_504_798, -0.000_441_461_07, -7.003_749_5e-5, -5.940_157_7e-6, -5.156_587_7e-7, -3.933_746_5e-8,
+        -0.000_300_366_32, -0.008_583_932, -0.015_541_421, 0.166_373_7, 0.115_328_5, 0.011_810_489, -0.021_808_738, -0.024_481_006,
+    ]),
+    Lines([
+        0.004_334_524_3, 0.001_862_618_3, 0.000_598_592_6, 0.000_178_247_78, 2.983_985e-5, 2.533_849_7e-6, 2.199_172_7e-7, 1.563_722e-8,
+        0.137_291_49, 0.164_116_53, 0.177_028_55, -0.024_249_136, -0.063_888_48, -0.037_592_854, -0.008_896_164, 0.002_774_731_3,
+    ]),
+    Lines([
+        -0.000_573_098, -0.000_531_511_2, -0.000_190_808_29, -5.937_120_7e-5, -9.935_393e-6, -8.554_73e-7, -7.266_772_4e-8, -7.472_527_5e-9,
+        -0.023_804_048, -0.060_711_153, -0.070_289_52, -0.043_265_98, 0.002_235_344_6, 0.019_252_632, 0.010_643_028, 0.002_912_585_2,
+    ]),
+];
+
+/// The table as one of `T`, which is `f32`.
+#[inline(always)]
+fn entries<T: Real>(table: &'static Table) -> &'static [T; 16] {
+    bytemuck::cast_ref(&table.0)
+}
+
+/// `base + y·P(y)` with `y = |x| − origin`, or `y + y·P(y)` in the first cells; for `f32`.
+#[inline(always)]
+fn tanh_by_cells<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
+    let size = simd.at_most(simd.abs(x), splat(simd, TANH_SETTLED));
+    let [scale, first] = TANH_CELLS;
+    let cell = simd.leading(simd.mul_add(size, splat(simd, scale), splat(simd, first)));
+    let y = simd.sub(size, simd.pick(cell, entries(&TANH_ORIGIN)));
+    let mut p = simd.pick(cell, entries(&TANH_P[5]));
+    for k in (0..5).rev() {
+        p = simd.mul_add(p, y, simd.pick(cell, entries(&TANH_P[k])));
+    }
+    let base = simd.at_most(size, simd.pick(cell, entries(&TANH_BASE)));
+    simd.copysign(simd.mul_add(p, y, base), x)
+}
+
+/// `ln 2/16` as the nearest `f32` and the rest, and its reciprocal.
+const SIXTEENTH: f64 = 0.043_321_698_904_037_476;
+const SIXTEENTH_REST: f64 = -1.190_408_882_578_708_5e-10;
+const PER_SIXTEENTH: f64 = 23.083_120_346_069_336;
+/// `(e^r − 1 − r)/r²` for `|r| ≤ ln 2/32`: relative error of `e^r` at most 2⁻²⁹·².
+const SIXTEENTH_Q: [f64; 2] = [0.500_016_272_068_023_7, 0.166_670_098_900_794_98];
+/// `2^(k/16)` rounded, with what [`Arithmetic::add_sixteenths`] adds for `k` taken out.
+#[rustfmt::skip]
+static POWERS: Table = {
+    let powers: [f32; 16] = [
+        1.0, 1.044_273_7, 1.090_507_7, 1.138_788_6, 1.189_207_1, 1.241_857_8, 1.296_839_6, 1.354_255_6,
+        1.414_213_5, 1.476_826_2, 1.542_210_8, 1.610_490_3, 1.681_792_9, 1.756_252_2, 1.834_008_1, 1.915_206_6,
+    ];
+    let (mut table, mut k) = ([0.0; 16], 0);
+    while k < 16 {
+        table[k] = f32::from_bits(powers[k].to_bits() - ((k as u32) << 19));
+        k += 1;
+    }
+    Lines(table)
+};
+/// `2^(k/16)` over that, less 1.
+#[rustfmt::skip]
+static POWERS_REST: Table = Lines([
+    0.0, 4.628_547e-8, -1.199_215_75e-8, 4.729_782_4e-8, 3.193_418e-8, 3.621_057_2e-8, -3.099_072e-8, -7.475_213e-9,
+    1.711_427_1e-8, -3.047_683_4e-8, 5.233_334e-9, 6.107_591_8e-9, -1.471_960_5e-8, -5.258_795e-9, -6.128_259_7e-9, 5.140_609_3e-9,
+]);
+
+/// `scale` and `t` with `e^y = 2^(−lift)·scale·(1 + t)`, for `f32` and a normal `2^lift·e^y`.
+#[inline(always)]
+fn sixteenths<T: Real, S: Arithmetic<T>>(simd: S, y: S::V, lift: i32) -> (S::V, S::V) {
+    let shift = simd.splat(T::from_f64(T::SHIFT.to_f64() + f64::from(16 * lift)));
+    let shifted = simd.mul_add(y, splat(simd, PER_SIXTEENTH), shift);
+    let m = simd.sub(shifted, shift);
+    let r = simd.neg_mul_add(m, splat(simd, SIXTEENTH_REST), simd.neg_mul_add(m, splat(simd, SIXTEENTH), y));
+    let q = horner(simd, r, &SIXTEENTH_Q);
+    let t = simd.mul_add(simd.mul(r, r), q, simd.add(r, simd.pick(shifted, entries(&POWERS_REST))));
+    (simd.add_sixteenths(simd.pick(shifted, entries(&POWERS)), shifted), t)
+}
+
+/// By how many powers of two the parts of small numbers are larger, so that they are normal.
+const LIFT: i32 = 64;
+
+/// `e^y` for `lowest ≤ y ≤ 0` in `f32`.
+#[inline(always)]
+fn exp_by_sixteenths<T: Real, S: Arithmetic<T>>(simd: S, y: S::V) -> S::V {
+    let (scale, t) = sixteenths(simd, y, LIFT);
+    simd.mul(simd.mul_add(scale, t, scale), splat(simd, power_of_two(-LIFT)))
+}
+
+/// `1/(1 + e^|x|)` by one division and a step of Newton's, all of it times 2⁻⁶⁴ until then; it, or 1 less it. For `f32`.
+#[inline(always)]
+fn sigmoid_by_sixteenths<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Smooth<S::V> {
+    let (one, low) = (simd.splat(T::ONE), splat(simd, power_of_two(-LIFT)));
+    let y = simd.at_most(simd.abs(x), splat(simd, -reduction::<T>().lowest));
+    let (scale, t) = sixteenths(simd, y, -LIFT);
+    let sum = simd.add(low, scale);
+    let sum_lo = simd.sub(low, simd.sub(sum, scale));
+    let hi = simd.mul_add(scale, t, sum);
+    let lo = simd.add(simd.mul_add(scale, t, simd.sub(sum, hi)), sum_lo);
+    let part = refine(simd, &Two { hi, lo }, simd.div(one, hi));
+    let (left, right) = (simd.mul(part, low), simd.neg_mul_add(part, low, one));
+    let value = simd.select(simd.lt(x, simd.splat(T::ZERO)), left, right);
+    Smooth { value, z: exp_by_sixteenths(simd, simd.neg(y)), recip: right }
+}
+
+/// In `f32` by a polynomial in each of 16 cells of `|x|`, in `f64` `−em/(2 + em)`, `em = e^(−2|x|) − 1` in two parts, by one division and a
+/// step of Newton's; the sign is copied.
 ///
-/// Error at most 0.767 ulp in `f32` (at ±0.12530048), largest found 0.754 ulp in `f64`. Monotone over all `f32`. Odd, `±0` and
+/// Error at most 0.643 ulp in `f32` (at ±0.45903206), largest found 0.754 ulp in `f64`. Monotone over all `f32`. Odd, `±0` and
 /// subnormals stay themselves, `tanh(±∞) = ±1`; NaN stays NaN.
 #[inline(always)]
 pub fn tanh<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
@@ -303,6 +454,9 @@ fn logistic<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, limit: f64) -> Logistic
 /// `1/(1 + z)` or `z/(1 + z)` with `z = e^(−|x|)`; scaled by `2ⁿ` only at the end.
 #[inline(always)]
 pub(crate) fn sigmoid_parts<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> Smooth<S::V> {
+    if is_single::<T>() {
+        return sigmoid_by_sixteenths(simd, x);
+    }
     let (zero, one) = (simd.splat(T::ZERO), simd.splat(T::ONE));
     let Logistic { power, a, b, den, recip } = logistic(simd, x, -reduction::<T>().lowest);
     let left = simd.lt(x, zero);
@@ -323,9 +477,10 @@ pub(crate) fn sigmoid_slope<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, slope: 
     simd.select(simd.lt(steepest, q), steepest, q)
 }
 
-/// `1/(1 + e^(−x))`, the logistic function: `1/(1 + z)` or, for `x < 0`, `z/(1 + z)`, `z = e^(−|x|)`.
+/// `1/(1 + e^(−x))`, the logistic function. In `f32` `1 − w` or, for `x < 0`, `w = 1/(1 + e^|x|)`; in `f64` `1/(1 + z)` or `z/(1 + z)`,
+/// `z = e^(−|x|)`.
 ///
-/// Error at most 0.765 ulp in `f32` (at −87.71555, a subnormal result), largest found 0.765 ulp in `f64`: the left tail keeps
+/// Error at most 0.768 ulp in `f32` (at 0.23808558), largest found 0.765 ulp in `f64`: the left tail keeps
 /// its relative accuracy down to the subnormals. Monotone over all `f32`. `σ(−∞) = 0`, `σ(±0) = ½`, `σ(∞) = 1`; NaN stays NaN.
 #[inline(always)]
 pub fn sigmoid<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
@@ -337,6 +492,7 @@ pub fn sigmoid<T: Real, S: Arithmetic<T>>(simd: S, x: S::V) -> S::V {
 /// `x = 2^k·(1 + f)`, `s = f/(2 + f)`, `ln(1 + f) = f − f²/2 + s·(f²/2 + s²·P(s²))` (as in fdlibm) with `f − f²/2` and the sum with
 /// `k·ln 2` in two parts; `P` by our own Remez exchange, error 2⁻⁶⁶·⁵. Largest error found 0.603 ulp (just below √½).
 /// `ln ±0 = −∞`, `ln ∞ = ∞`, NaN for `x < 0` and NaN; subnormals are exact inputs like others.
+#[inline(always)] // under FMA it is some instructions, else a dozen calls
 pub fn ln(x: f64) -> f64 {
     /// `ln 2` in 42 bits, so that a multiple of it by an exponent is exact, and the rest.
     const LN2: f64 = 0.693_147_180_559_890_3;
@@ -566,15 +722,22 @@ impl Chains {
 
     #[inline(always)]
     fn total(self) -> f64 {
-        let (mut eight, mut four) = ([0.0; CHAINS / 2], [0.0; CHAINS / 4]);
+        let mut eight = [0.0; CHAINS / 2];
         for i in 0..8 {
             eight[i] = self.0[i] + self.0[i + 8];
         }
-        for i in 0..4 {
-            four[i] = eight[i] + eight[i + 4];
-        }
-        (four[0] + four[2]) + (four[1] + four[3])
+        folded(&eight)
     }
+}
+
+/// The sum of what two halves of the chains have made.
+#[inline(always)]
+fn folded(eight: &[f64; CHAINS / 2]) -> f64 {
+    let mut four = [0.0; CHAINS / 4];
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// The largest element, −∞ if there is none; anything if one is NaN.
@@ -596,7 +759,20 @@ fn maximum<T: Real, S: Vector<T>>(simd: S, x: &[T]) -> T {
     simd.largest(simd.at_least(simd.at_least(peaks[0], peaks[1]), simd.at_least(peaks[2], peaks[3])))
 }
 
-/// `e^(x − peak)` for finite `peak ≥ x`, NaN if either is, or `x = peak` infinite: the rounding error of the difference, known exactly, is a factor `1 + rest` (to first order).
+/// `e^(x − peak)` for finite `peak ≥ x`, NaN if either is, or `x = peak` infinite: the rounding error of the difference, known exactly, is a
+/// factor `1 + rest` (to first order).
+#[inline(always)]
+fn exp_shifted<T: Real, S: Arithmetic<T>>(simd: S, x: S::V, peak: S::V) -> S::V {
+    let d = simd.sub(x, peak);
+    let back = simd.sub(d, x);
+    let rest = simd.sub(simd.sub(x, simd.sub(d, back)), simd.add(peak, back));
+    // Below `lowest` the result is 0, and the rest may be NaN.
+    let rest = simd.select(simd.le(splat(simd, reduction::<T>().lowest), d), rest, simd.splat(T::ZERO));
+    let e = exp_below_one(simd, d);
+    simd.mul_add(e, rest, e)
+}
+
+/// [`exp_shifted`] with one peak.
 #[derive(Clone, Copy)]
 struct Shifted<T> {
     peak: T,
@@ -605,23 +781,16 @@ struct Shifted<T> {
 impl<T: Real> Pointwise<T> for Shifted<T> {
     #[inline(always)]
     fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
-        let peak = simd.splat(self.peak);
-        let d = simd.sub(x, peak);
-        let back = simd.sub(d, x);
-        let rest = simd.sub(simd.sub(x, simd.sub(d, back)), simd.add(peak, back));
-        // Below `lowest` the result is 0, and the rest may be NaN.
-        let rest = simd.select(simd.le(splat(simd, reduction::<T>().lowest), d), rest, simd.splat(T::ZERO));
-        let e = exp_below_one(simd, d);
-        simd.mul_add(e, rest, e)
+        exp_shifted(simd, x, simd.splat(self.peak))
     }
 }
 
 impl<T: Real> Shifted<T> {
     /// The terms of the end of a row, fewer than [`BLOCK`], and their sum with those before. The zeros behind them stay.
     #[inline(always)]
-    fn end<S: Vector<T>>(self, simd: S, terms: &mut [T; BLOCK], x: &[T], sum: &mut Chains) {
+    fn end<S: Vector<T>>(self, simd: S, terms: &mut Lines<[T; BLOCK]>, x: &[T], sum: &mut Chains) {
         let (body, tail) = S::as_vectors(x);
-        let (to, _) = S::as_vectors_mut(terms);
+        let (to, _) = S::as_vectors_mut(&mut terms.0);
         for (to, &x) in to.iter_mut().zip(body) {
             *to = self.at(simd, x);
         }
@@ -629,8 +798,87 @@ impl<T: Real> Shifted<T> {
             // A whole vector: what is stored under a mask cannot be loaded before it has reached the cache.
             to[body.len()] = simd.first(tail.len(), self.at(simd, simd.load_partial(tail)), T::ZERO);
         }
-        sum.add(&terms.as_chunks().0[..x.len().div_ceil(CHAINS)]);
+        sum.add(&terms.0.as_chunks().0[..x.len().div_ceil(CHAINS)]);
     }
+}
+
+/// Short rows in flight at once.
+const SHORT: usize = 8;
+
+/// Some rows of at most [`CHAINS`] elements, with the bits of a row alone.
+struct Short<T> {
+    /// `e^(x − peak)`, zeros behind.
+    terms: Lines<[[T; CHAINS]; SHORT]>,
+    /// The largest element of a row, in all places.
+    peaks: Lines<[[T; CHAINS]; SHORT]>,
+    /// Of the terms of a row.
+    sums: [f64; SHORT],
+}
+
+impl<T: Real> Short<T> {
+    fn new() -> Self {
+        Self { terms: Lines([[T::ZERO; CHAINS]; SHORT]), peaks: Lines([[T::ZERO; CHAINS]; SHORT]), sums: [0.0; SHORT] }
+    }
+
+    /// Takes the rows of `x`, at most [`SHORT`].
+    #[inline(always)]
+    fn take<S: Vector<T>>(&mut self, simd: S, x: RowMajorRef<'_, T>) {
+        let lowest = T::from_f64(f64::NEG_INFINITY);
+        let rows = x.nrows();
+        for (row, (terms, peaks)) in self.terms.0[..rows].iter_mut().zip(&mut self.peaks.0[..rows]).enumerate() {
+            let (body, tail) = S::as_vectors(x.row(row).as_slice());
+            let (terms, peaks) = (S::as_vectors_mut(terms).0, S::as_vectors_mut(peaks).0);
+            let mut peak = simd.splat(lowest);
+            for (i, term) in terms.iter_mut().enumerate() {
+                *term = if i < body.len() {
+                    body[i]
+                } else if i == body.len() && !tail.is_empty() {
+                    simd.first(tail.len(), simd.load_partial(tail), lowest)
+                } else {
+                    simd.splat(lowest)
+                };
+                peak = simd.at_least(*term, peak);
+            }
+            let peak = simd.splat(simd.largest(peak));
+            for to in peaks {
+                *to = peak;
+            }
+        }
+        let (terms, peaks) = (self.terms.0[..rows].as_flattened_mut(), self.peaks.0[..rows].as_flattened());
+        let ((terms, last), (peaks, last_peaks)) =
+            (S::as_vectors_mut(terms).0.as_chunks_mut::<CHAINED>(), S::as_vectors(peaks).0.as_chunks::<CHAINED>());
+        for (terms, &peaks) in terms.iter_mut().zip(peaks) {
+            *terms = exp_shifted(Lockstep(simd), *terms, peaks);
+        }
+        for (terms, &peaks) in last.iter_mut().zip(last_peaks) {
+            *terms = exp_shifted(simd, *terms, peaks);
+        }
+        for (sum, terms) in self.sums[..rows].iter_mut().zip(&self.terms.0) {
+            *sum = sum_of_terms(simd, terms);
+        }
+    }
+}
+
+/// The sum by [`Chains`] of one chunk.
+#[inline(always)]
+fn sum_of_terms<T: Real, S: Vector<f64>>(simd: S, terms: &[T; CHAINS]) -> f64 {
+    const HALF: usize = CHAINS / 2;
+    let mut half = Lines([0.0; HALF]);
+    for (at, sum) in (0..HALF).step_by(S::LANES).zip(S::as_vectors_mut(&mut half.0).0) {
+        let [low, high] = [at, at + HALF].map(|at| &terms[at..][..S::LANES]);
+        // SAFETY: both slices have `LANES` elements.
+        *sum = unsafe { simd.add(widen(simd, low.as_ptr(), S::LANES), widen(simd, high.as_ptr(), S::LANES)) };
+    }
+    folded(&half.0)
+}
+
+/// `peak + ln sum`; what the elements say where the largest is not finite.
+#[inline(always)]
+fn log_of_sum<T: Real>(x: &[T], peak: T, sum: f64) -> f64 {
+    if peak.is_finite() {
+        return peak.to_f64() + ln(sum);
+    }
+    x.iter().find(|x| x.partial_cmp(x).is_none()).unwrap_or(&peak).to_f64()
 }
 
 struct LogSumExp<'a, T> {
@@ -638,24 +886,40 @@ struct LogSumExp<'a, T> {
 }
 
 impl<T: Real> Kernel<T> for LogSumExp<'_, T> {
-    /// The maximum and the sum.
-    type Output = (f64, f64);
+    type Output = f64;
     #[inline(always)]
-    fn run<S: Vector<T>>(self, simd: S) -> (f64, f64) {
+    fn run<S: Vector<T>>(self, simd: S) -> f64 {
         let peak = maximum(simd, self.x);
-        if !peak.is_finite() {
-            let any = self.x.iter().find(|x| x.partial_cmp(x).is_none()).unwrap_or(&peak);
-            return (any.to_f64(), 1.0);
-        }
         let mut sum = Chains([0.0; CHAINS]);
         let (blocks, end) = self.x.as_chunks::<BLOCK>();
-        let mut terms = [T::ZERO; BLOCK];
+        let mut terms = Lines([T::ZERO; BLOCK]);
         for x in blocks {
-            map_in(simd, Shifted { peak }, &mut terms, x);
-            sum.add(terms.as_chunks().0);
+            map_in(simd, Shifted { peak }, &mut terms.0, x);
+            sum.add(terms.0.as_chunks().0);
         }
-        Shifted { peak }.end(simd, &mut [T::ZERO; BLOCK], end, &mut sum);
-        (peak.to_f64(), sum.total())
+        Shifted { peak }.end(simd, &mut Lines([T::ZERO; BLOCK]), end, &mut sum);
+        log_of_sum(self.x, peak, sum.total())
+    }
+}
+
+/// Rows of at most [`CHAINS`] elements.
+struct ShortLogSumExp<'a, T> {
+    out: &'a mut [f64],
+    x: RowMajorRef<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for ShortLogSumExp<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        let mut short = Short::new();
+        for (block, out) in self.out.chunks_mut(SHORT).enumerate() {
+            let x = self.x.subrows(SHORT * block, out.len());
+            short.take(simd, x);
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = log_of_sum(x.row(row).as_slice(), short.peaks.0[row][0], short.sums[row]);
+            }
+        }
     }
 }
 
@@ -670,9 +934,30 @@ pub fn log_sum_exp<T: Real>(isa: Isa, x: &[T]) -> f64 {
     (T::kernels().log_sum_exp)(isa, x)
 }
 
+/// [`log_sum_exp`] of each row of `x`, to the bit; rows of up to 16 elements are computed side by side.
+///
+/// # Panics
+/// If `out` has not as many elements as `x` rows, or the elements of a row are not next to each other.
+pub fn log_sum_exp_rows<T: Real>(isa: Isa, out: &mut [f64], x: MatRef<'_, T>) {
+    assert_eq!(out.len(), x.nrows(), "elements of `out`, rows of `x`");
+    if x.nrows() == 0 || x.ncols() == 0 {
+        return out.fill(f64::NEG_INFINITY);
+    }
+    let x = x.try_as_row_major().expect("elements of a row of `x` next to each other");
+    if x.ncols() <= CHAINS {
+        return (T::kernels().short_log_sum_exp)(isa, out, x);
+    }
+    for (row, out) in out.iter_mut().enumerate() {
+        *out = log_sum_exp(isa, x.row(row).as_slice());
+    }
+}
+
 pub(crate) fn run_log_sum_exp<T: Real>(isa: Isa, x: &[T]) -> f64 {
-    let (peak, sum) = isa.run(LogSumExp { x });
-    peak + ln(sum)
+    isa.run(LogSumExp { x })
+}
+
+pub(crate) fn run_short_log_sum_exp<T: Real>(isa: Isa, out: &mut [f64], x: RowMajorRef<'_, T>) {
+    isa.run(ShortLogSumExp { out, x });
 }
 
 struct Softmax<'a, T> {
@@ -691,25 +976,64 @@ impl<T: Real> Kernel<T> for Softmax<'_, T> {
             map_in(simd, Shifted { peak }, out, x);
             sum.add(out.as_chunks().0);
         }
-        let mut terms = [T::ZERO; BLOCK];
+        let mut terms = Lines([T::ZERO; BLOCK]);
         Shifted { peak }.end(simd, &mut terms, end, &mut sum);
         // NaN and +∞ make a term NaN, and so does a row of −∞.
         let sum = sum.total();
         if sum.is_nan() {
-            self.out.fill(T::from_f64(f64::NAN));
-            return;
+            return fill_with_nan(self.out);
         }
         let sum = simd.splat(T::from_f64(sum));
         for out in S::as_vectors_mut(out_blocks.as_flattened_mut()).0 {
             *out = simd.div(*out, sum);
         }
-        let (terms, _) = S::as_vectors(&terms);
-        let (body, tail) = S::as_vectors_mut(out_end);
-        for (out, &term) in body.iter_mut().zip(terms) {
-            *out = simd.div(term, sum);
-        }
-        if !tail.is_empty() {
-            simd.store_partial(tail, simd.div(terms[body.len()], sum));
+        store_quotients(simd, out_end, &terms.0, sum);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn fill_with_nan<T: Real>(out: &mut [T]) {
+    out.fill(T::from_f64(f64::NAN));
+}
+
+/// `out = terms/sum`; there may be more terms.
+#[inline(always)]
+fn store_quotients<T: Real, S: Vector<T>>(simd: S, out: &mut [T], terms: &[T], sum: S::V) {
+    let (terms, _) = S::as_vectors(terms);
+    let (body, tail) = S::as_vectors_mut(out);
+    for (out, &term) in body.iter_mut().zip(terms) {
+        *out = simd.div(term, sum);
+    }
+    if !tail.is_empty() {
+        simd.store_partial(tail, simd.div(terms[body.len()], sum));
+    }
+}
+
+/// Rows of at most [`CHAINS`] elements.
+struct ShortSoftmax<'a, T> {
+    out: RowMajorMut<'a, T>,
+    x: RowMajorRef<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for ShortSoftmax<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        let Self { mut out, x } = self;
+        let mut short = Short::new();
+        for from in (0..x.nrows()).step_by(SHORT) {
+            let rows = SHORT.min(x.nrows() - from);
+            short.take(simd, x.subrows(from, rows));
+            for row in 0..rows {
+                let out = out.rb_mut().row_mut(from + row).as_slice_mut();
+                let sum = short.sums[row];
+                if sum.is_nan() {
+                    fill_with_nan(out);
+                } else {
+                    store_quotients(simd, out, &short.terms.0[row], simd.splat(T::from_f64(sum)));
+                }
+            }
         }
     }
 }
@@ -727,6 +1051,34 @@ pub fn softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) -> Result<(), LengthMi
     Ok(())
 }
 
+/// [`softmax`] of each row of `x`, to the bit; rows of up to 16 elements are computed side by side.
+///
+/// # Panics
+/// If the shapes differ, or the elements of a row are not next to each other.
+pub fn softmax_rows<T: Real>(isa: Isa, out: MatMut<'_, T>, x: MatRef<'_, T>) {
+    assert_eq!(out.shape(), x.shape(), "shapes of `out` and `x`");
+    if x.nrows() == 0 || x.ncols() == 0 {
+        return;
+    }
+    let mut out = out.try_as_row_major_mut().expect("elements of a row of `out` next to each other");
+    let x = x.try_as_row_major().expect("elements of a row of `x` next to each other");
+    if x.ncols() <= CHAINS {
+        return (T::kernels().short_softmax)(isa, out, x);
+    }
+    for row in 0..x.nrows() {
+        (T::kernels().softmax)(isa, out.rb_mut().row_mut(row).as_slice_mut(), x.row(row).as_slice());
+    }
+}
+
 pub(crate) fn run_softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) {
     isa.run(Softmax { out, x });
 }
+
+pub(crate) fn run_short_softmax<T: Real>(isa: Isa, out: RowMajorMut<'_, T>, x: RowMajorRef<'_, T>) {
+    isa.run(ShortSoftmax { out, x });
+}
+
+/// A matrix whose rows are slices.
+pub(crate) type RowMajorRef<'a, T> = MatRef<'a, T, usize, usize, isize, ContiguousFwd>;
+/// As [`RowMajorRef`].
+pub(crate) type RowMajorMut<'a, T> = MatMut<'a, T, usize, usize, isize, ContiguousFwd>;

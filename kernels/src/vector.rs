@@ -10,7 +10,9 @@ use core::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use faer::{MatMut, MatRef, Par};
 use pulp::{MemMask, Simd};
 
+use crate::arch;
 use crate::cholesky::Block;
+use crate::elementary::{RowMajorMut, RowMajorRef};
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
@@ -90,7 +92,9 @@ pub struct Kernels<T: 'static> {
     pub(crate) square_distance: fn(Isa, &[T], &[T]) -> f64,
     pub(crate) max_abs: fn(Isa, &[T]) -> f64,
     pub(crate) softmax: fn(Isa, &mut [T], &[T]),
+    pub(crate) short_softmax: fn(Isa, RowMajorMut<'_, T>, RowMajorRef<'_, T>),
     pub(crate) log_sum_exp: fn(Isa, &[T]) -> f64,
+    pub(crate) short_log_sum_exp: fn(Isa, &mut [f64], RowMajorRef<'_, T>),
     pub(crate) sparse_chain: fn(Isa, Par, &[&Compressed<T>], MatRef<'_, T>, MatMut<'_, T>, &mut [f64], &mut Scratch<T>),
     pub(crate) sparse_product: fn(Isa, Par, &Compressed<T>, MatRef<'_, T>, Epilogue<'_, T>, &mut Scratch<T>),
     pub(crate) sparse_update:
@@ -118,7 +122,9 @@ impl<T: Real> Kernels<T> {
             square_distance: crate::reduce::run_square_distance::<T>,
             max_abs: crate::reduce::run_max_abs::<T>,
             softmax: crate::elementary::run_softmax::<T>,
+            short_softmax: crate::elementary::run_short_softmax::<T>,
             log_sum_exp: crate::elementary::run_log_sum_exp::<T>,
+            short_log_sum_exp: crate::elementary::run_short_log_sum_exp::<T>,
             sparse_chain: crate::sparse::run_chain::<T>,
             sparse_product: crate::sparse::run_product::<T>,
             sparse_update: crate::sparse::run_update::<T>,
@@ -180,6 +186,12 @@ pub trait Arithmetic<T: Real>: Copy {
     fn at_most(self, a: Self::V, high: Self::V) -> Self::V;
     /// `2^(n + more)` for `shifted = n + SHIFT` with a whole `n`; garbage beyond the normal exponents (−126…127 or −1022…1023).
     fn exp2_shifted(self, shifted: Self::V, more: i32) -> Self::V;
+    /// The bits of `a` but for the last `p − 3`, moved to the end: those of the exponent and the first two of the fraction.
+    fn leading(self, a: Self::V) -> Self::V;
+    /// The entry of `table` whose number is in the last four bits of each lane.
+    fn pick(self, index: Self::V, table: &[T; 16]) -> Self::V;
+    /// The bits of `a` plus those of `shifted = m + SHIFT`, moved by `p − 5` places: `a·2^(m/16)` for `m` a multiple of 16.
+    fn add_sixteenths(self, a: Self::V, shifted: Self::V) -> Self::V;
 }
 
 /// Vectors of `T` under an instruction set: `V` is a register, plain data without alignment of its own.
@@ -242,7 +254,7 @@ macro_rules! vectors {
      [$splat:ident $add:ident $sub:ident $mul:ident $div:ident $fma:ident $nfma:ident $sqrt:ident],
      [$neg:ident $lt:ident $le:ident $both:ident $select:ident $min:ident $max:ident $largest:ident $sum:ident],
      [$splat_u:ident $and_u:ident $or_u:ident $to_u:ident $from_u:ident],
-     [$between:ident $index:ident $load:ident $store:ident $slice:ident $slice_mut:ident], $exp2:expr) => {
+     [$between:ident $index:ident $load:ident $store:ident $slice:ident $slice_mut:ident], [$exp2:path, $leading:path, $pick:path, $sixteenths:path]) => {
         impl Real for $t {
             const NAME: &'static str = $name;
             const ZERO: Self = 0.0;
@@ -369,6 +381,18 @@ macro_rules! vectors {
             fn exp2_shifted(self, shifted: Self::V, more: i32) -> Self::V {
                 $exp2(self, shifted, more)
             }
+            #[inline(always)]
+            fn leading(self, a: Self::V) -> Self::V {
+                $leading(self, a)
+            }
+            #[inline(always)]
+            fn pick(self, index: Self::V, table: &[$t; 16]) -> Self::V {
+                $pick(self, index, table)
+            }
+            #[inline(always)]
+            fn add_sixteenths(self, a: Self::V, shifted: Self::V) -> Self::V {
+                $sixteenths(self, a, shifted)
+            }
         }
 
         impl<S: Simd> Vector<$t> for S {
@@ -452,6 +476,39 @@ fn exp2_shifted_f64<S: Simd>(simd: S, shifted: S::f64s, more: i32) -> S::f64s {
     simd.transmute_f64s_u64s(simd.add_u64s(exponent, simd.splat_u64s(((1023 + more) as u64) << 52)))
 }
 
+#[inline(always)]
+fn leading_f32<S: Simd>(simd: S, a: S::f32s) -> S::f32s {
+    simd.transmute_f32s_u32s(simd.wrapping_dyn_shr_u32s(simd.transmute_u32s_f32s(a), simd.splat_u32s(21)))
+}
+
+#[inline(always)]
+fn add_sixteenths_f32<S: Simd>(simd: S, a: S::f32s, shifted: S::f32s) -> S::f32s {
+    let moved = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(19));
+    simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(a), moved))
+}
+
+/// One lane after the other: no function in `f64` uses tables.
+#[inline(always)]
+fn leading_f64<S: Simd>(_: S, mut a: S::f64s) -> S::f64s {
+    bytemuck::cast_slice_mut::<_, u64>(core::slice::from_mut(&mut a)).iter_mut().for_each(|a| *a >>= 50);
+    a
+}
+
+#[inline(always)]
+fn pick_f64<S: Simd>(_: S, mut index: S::f64s, table: &[f64; 16]) -> S::f64s {
+    let lanes: &mut [f64] = bytemuck::cast_slice_mut(core::slice::from_mut(&mut index));
+    lanes.iter_mut().for_each(|lane| *lane = table[(lane.to_bits() % 16) as usize]);
+    index
+}
+
+#[inline(always)]
+fn add_sixteenths_f64<S: Simd>(_: S, mut a: S::f64s, shifted: S::f64s) -> S::f64s {
+    let shifted: &[u64] = bytemuck::cast_slice(core::slice::from_ref(&shifted));
+    let a_bits: &mut [u64] = bytemuck::cast_slice_mut(core::slice::from_mut(&mut a));
+    a_bits.iter_mut().zip(shifted).for_each(|(a, shifted)| *a = a.wrapping_add(shifted << 48));
+    a
+}
+
 /// `N` vectors in lockstep: as many chains of operations side by side, where one leaves the units waiting for its results.
 #[derive(Clone, Copy)]
 pub(crate) struct Lockstep<S, const N: usize>(pub(crate) S);
@@ -489,6 +546,8 @@ impl<T: Real, S: Arithmetic<T>, const N: usize> Arithmetic<T> for Lockstep<S, N>
         copysign(a, sign);
         at_least(a, low);
         at_most(a, high);
+        leading(a);
+        add_sixteenths(a, shifted);
     }
     #[inline(always)]
     fn lt(self, a: Self::V, b: Self::V) -> Self::M {
@@ -527,6 +586,13 @@ impl<T: Real, S: Arithmetic<T>, const N: usize> Arithmetic<T> for Lockstep<S, N>
         }
         shifted
     }
+    #[inline(always)]
+    fn pick(self, mut index: Self::V, table: &[T; 16]) -> Self::V {
+        for i in 0..N {
+            index[i] = self.0.pick(index[i], table);
+        }
+        index
+    }
 }
 
 vectors!(
@@ -535,7 +601,7 @@ vectors!(
     [neg_f32s less_than_f32s less_than_or_equal_f32s and_m32s select_f32s min_f32s max_f32s reduce_max_f32s reduce_sum_f32s],
     [splat_u32s and_u32s or_u32s transmute_u32s_f32s transmute_f32s_u32s],
     [mask_between_m32s u32 mask_load_ptr_f32s mask_store_ptr_f32s as_simd_f32s as_mut_simd_f32s],
-    exp2_shifted_f32
+    [exp2_shifted_f32, leading_f32, arch::pick, add_sixteenths_f32]
 );
 vectors!(
     f64, u64, "f64", f64s, m64s, u64s, F64_LANES, enter_f64, 1.0 / (1u64 << 53) as f64,
@@ -543,5 +609,5 @@ vectors!(
     [neg_f64s less_than_f64s less_than_or_equal_f64s and_m64s select_f64s min_f64s max_f64s reduce_max_f64s reduce_sum_f64s],
     [splat_u64s and_u64s or_u64s transmute_u64s_f64s transmute_f64s_u64s],
     [mask_between_m64s u64 mask_load_ptr_f64s mask_store_ptr_f64s as_simd_f64s as_mut_simd_f64s],
-    exp2_shifted_f64
+    [exp2_shifted_f64, leading_f64, pick_f64, add_sixteenths_f64]
 );

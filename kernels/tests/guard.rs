@@ -20,7 +20,7 @@ use core::fmt::{self, Write as _};
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use dualprop_kernels::activation::Activation;
-use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax};
+use dualprop_kernels::elementary::{Function, log_sum_exp, map, softmax, softmax_rows};
 use dualprop_kernels::epilogue::{Epilogue, Nudge};
 use dualprop_kernels::gram::{abs_gram, gram, image, wide_gram};
 use dualprop_kernels::isa::Isa;
@@ -934,6 +934,14 @@ fn sparse_sweeps<T: Scalar>() {
     }
 }
 
+/// [`softmax_rows`] of rows of 7, and of the last row, which may be shorter, alone.
+fn softmax_of_sevens<T: Scalar>(isa: Isa, out: &mut [T], x: &[T]) {
+    let rows = x.len() / 7;
+    let ((out, last_out), (x, last)) = (out.split_at_mut(7 * rows), x.split_at(7 * rows));
+    softmax_rows(isa, MatMut::from_row_major_slice_mut(out, rows, 7), MatRef::from_row_major_slice(x, rows, 7));
+    softmax(isa, last_out, last).expect("one length");
+}
+
 /// Every kernel on vectors of every length up to three of the reductions' virtual vectors and one more, at every alignment.
 fn vector_kernels<T: Scalar>() {
     /// More than any instruction set has: the reductions sum in 32 chains.
@@ -964,10 +972,13 @@ fn vector_kernels<T: Scalar>() {
                         (format!("derivatives of {f}"), Box::new(move |out, x| f.derivatives(isa, out, x).expect("one length"))),
                     ]
                 }))
-                .chain([(
-                    "softmax".to_owned(),
-                    Box::new(move |out: &mut [T], x: &[T]| softmax(isa, out, x).expect("one length")) as _,
-                )])
+                .chain([
+                    (
+                        "softmax".to_owned(),
+                        Box::new(move |out: &mut [T], x: &[T]| softmax(isa, out, x).expect("one length")) as _,
+                    ),
+                    ("softmax of rows".to_owned(), Box::new(move |out: &mut [T], x: &[T]| softmax_of_sevens(isa, out, x)) as _),
+                ])
                 .collect();
             let plain_sums = sums(&a, &b);
             let plain_maps: Vec<Vec<T>> = maps.iter().map(|(_, run)| plain(&|out| run(out, &a))).collect();

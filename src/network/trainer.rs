@@ -67,6 +67,8 @@ pub struct Trainer<T> {
     clock: Clock,
     targets: RowMajor<T>,
     residual: RowMajor<T>,
+    /// Of the loss of each sample.
+    totals: Vec<f64>,
     ones: Vec<T>,
     /// In place of biases for a network without.
     zeros: Vec<T>,
@@ -168,6 +170,7 @@ impl<T: Real> Trainer<T> {
             clock: Clock::new(),
             targets: RowMajor::zeros(batch, n_out),
             residual: RowMajor::zeros(batch, n_out),
+            totals: vec![0.0; batch],
             ones: vec![T::ONE; batch],
             zeros: vec![T::ZERO; widest],
             norms: (0..layers).map(norm).collect::<Result<_, Error>>()?,
@@ -386,12 +389,13 @@ impl<T: Real> Trainer<T> {
                 self.evaluator.predict(&mut self.work, network, &mut self.synapses, &self.zeros, input)
             }
         };
+        loss.totals(isa, &mut self.totals, prediction);
+        loss.residual(isa, &mut self.residual, prediction, &self.targets);
         let (mut sum, mut correct) = (0.0, 0);
-        for row in 0..batch {
+        for (row, &total) in self.totals.iter().enumerate() {
             let (prediction, target) = (row_of(prediction, row), self.targets.row(row));
-            sum += loss.value(isa, prediction, target);
+            sum += loss.value(isa, total, prediction, target);
             correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(target));
-            loss.residual(isa, self.residual.row_mut(row), prediction, target);
         }
         let mean = sum / batch as f64;
         if mean.is_finite() { Ok((mean, correct)) } else { Err(Error::Diverged { layer: layers, step: self.steps }) }
@@ -580,10 +584,7 @@ impl<T: Real> Trainer<T> {
     fn set_residual(&mut self, at: Residual) {
         let output = &self.units[self.network.layers()];
         let prediction = if at == Residual::Previous { &output.mean } else { &output.drive };
-        for row in 0..prediction.rows() {
-            let (isa, residual) = (self.runtime.isa(), self.residual.row_mut(row));
-            self.settings.loss.residual(isa, residual, prediction.row(row), self.targets.row(row));
-        }
+        self.settings.loss.residual(self.runtime.isa(), &mut self.residual, prediction.view(), &self.targets);
     }
 
     /// `Δ_L ← residual`, `Δ_k ← f'(a_k) ⊙ Δ_{k+1}W_k`.
@@ -731,15 +732,16 @@ impl<T: Real> Trainer<T> {
         let (isa, loss) = (self.runtime.isa(), self.settings.loss);
         let runtime = self.runtime;
         let (sum, correct) = runtime.within_pool(self.multiplications(CHUNK), || {
-            let mut target = vec![T::ZERO; n_out];
+            let (mut target, mut totals) = (vec![T::ZERO; n_out], vec![0.0; CHUNK.min(samples)]);
             let (mut sum, mut correct) = (0.0, 0);
             for from in (0..samples).step_by(CHUNK) {
                 let rows = CHUNK.min(samples - from);
                 let prediction = self.predict_chunk(x.subrows(from, rows));
-                for row in 0..rows {
+                loss.totals(isa, &mut totals[..rows], prediction);
+                for (row, &total) in totals[..rows].iter().enumerate() {
                     let prediction = row_of(prediction, row);
                     targets.write(from + row, &mut target);
-                    sum += loss.value(isa, prediction, &target);
+                    sum += loss.value(isa, total, prediction, &target);
                     correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(&target));
                 }
             }

@@ -2,6 +2,7 @@
 
 use crate::isa::Isa;
 use crate::vector::Real;
+use pulp::Simd;
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -22,6 +23,20 @@ pub(crate) fn prefetch_second<T>(at: *const T) {
     x86_64::prefetch_second(at.cast());
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// The entry of `table` whose number is in the last four bits of each lane.
+#[inline(always)]
+pub(crate) fn pick<S: Simd>(simd: S, mut index: S::f32s, table: &[f32; 16]) -> S::f32s {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(picked) = x86_64::pick(simd, index, table) {
+        return picked;
+    }
+    let _ = simd;
+    for lane in bytemuck::cast_slice_mut::<_, u32>(core::slice::from_mut(&mut index)) {
+        *lane = table[(*lane % 16) as usize].to_bits();
+    }
+    index
 }
 
 /// Side of the squares that [`transpose`] moves: a vector of the instruction set, but no less than 8.
