@@ -217,7 +217,15 @@ pub const OUTPUTS: usize = 16;
 ///
 /// # Panics
 /// If `outputs` is not a multiple of [`OUTPUTS`], lengths do not fit, or a list leaves the matrix.
-pub fn crossing<T: Real>(isa: Isa, matrix: MatRef<'_, T>, rows: &[u32], columns: &[u32], z: &[f64], outputs: usize, out: &mut [f64]) {
+pub fn crossing<T: Real>(
+    isa: Isa,
+    matrix: MatRef<'_, T>,
+    rows: &[u32],
+    columns: &[u32],
+    z: &[f64],
+    outputs: usize,
+    out: &mut [f64],
+) {
     (T::kernels().crossing)(isa, &mut Crossing { matrix, rows, columns, z, outputs, out });
 }
 

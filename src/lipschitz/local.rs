@@ -600,7 +600,8 @@ impl<U: Real> Jacobians<U> {
         }
         let mut memory = core::mem::take(&mut self.samples);
         let mut found = vec![Enclosure::ZERO; samples.len()];
-        let each = |samples: &[usize], memory: &mut [Sample<U>], to: &mut [Enclosure]| self.group(slopes, samples, gap, memory, to);
+        let each =
+            |samples: &[usize], memory: &mut [Sample<U>], to: &mut [Enclosure]| self.group(slopes, samples, gap, memory, to);
         share(samples, &mut memory, GROUP, &mut found, &each);
         self.samples = memory;
         samples.iter().zip(found).for_each(|(&sample, found)| to[sample] = found);

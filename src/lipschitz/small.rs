@@ -90,7 +90,6 @@ impl Small {
     /// Bounds of the largest eigenvalue of a matrix that this one is within `error` of in the 2-norm; `upper ≤ (1 + gap)·lower` before the error
     /// is added, unless rounding forbids it.
     pub(crate) fn enclose(&mut self, isa: Isa, error: f64, gap: f64) -> Largest {
-        let n = self.n;
         let scale = self.trace();
         if scale == 0.0 && error == 0.0 {
             return Largest::ZERO;
