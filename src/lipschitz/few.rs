@@ -69,7 +69,7 @@ pub(super) fn pays<T: Real>(network: &Network<T>, slopes: &Slopes<T>, sample: us
         few += active(k) * active(k - 1);
         whole += active(k) * hidden[k - 1];
     }
-    2 * n_out.next_multiple_of(OUTPUTS) * few <= n_out * whole
+    4 * n_out.next_multiple_of(OUTPUTS) * few <= n_out * whole
 }
 
 impl<T: Real> Few<T> {

@@ -68,9 +68,9 @@ const POWERS: usize = 16;
 /// stored weights and these slopes. `J_i` is multiplied out from its outputs, `n_L` rows `Z` for each sample, and `J_iJ_iᵀ` (`n_L × n_L`) is
 /// enclosed by its powers ([`Proof::Gram`]).
 ///
-/// A trained network leaves few units active at a sample. What active units of two layers share is then gathered element by element and multiplied in f64,
-/// and `J_iJ_iᵀ = Z G Zᵀ` with `G = W_0W_0ᵀ`: where that takes fewer flops than whole rows do (those of f64 counted twice), and there are fewer units in
-/// the first hidden layer than inputs. Otherwise rows are multiplied in `T`. What is not multiplied then:
+/// A trained network leaves few units active at a sample. What active units of two layers share is then picked out and multiplied in f64, and
+/// `J_iJ_iᵀ = Z G Zᵀ` with `G = W_0W_0ᵀ`: where that takes fewer flops than whole rows do (those of f64 counted twice), and there are fewer
+/// units in the first hidden layer than inputs. Otherwise rows are multiplied in `T`. What is not multiplied then:
 ///
 /// * rows of a matrix whose slopes are 0, and blocks of columns whose next slopes are all 0;
 /// * the upper half of the last factor: it is not `W_0` but a triangular `C` with `CCᵀ = W_0W_0ᵀ` if there are fewer hidden units than inputs:
@@ -92,12 +92,12 @@ const POWERS: usize = 16;
 /// a product is one more rounding, and errors pass on by the norms of what follows. The inner products of `JJᵀ` are summed in the lanes of a cache
 /// line: `γ_q ‖J‖_F²` for `q = ⌈n/16⌉ + 4` in f32. Samples that miss `gap` in f32 are repeated in f64.
 ///
-/// Costs, beside the forward pass (which leaves out units whose value is 0 if they are most of a layer), `2 n_L (a_1² + Σ_{0<k<L−1} a_{k+1} a_k)` flops in f64
-/// for samples with few active units (`n_L` rounded up to 16), and `2 n_L (Σ_{0<k<L−1} a_{k+1} n_k + a_1 n_1/2)` flops a sample, where `a_k` of `n_k` units are active or, in the
-/// first product, differ from a pattern (and `a_1 n_0` if there is no `C`) for others; as many in f64 for samples that f32 is not enough for (f64 alone
-/// once those were most of a chunk). Once, `n_1²n_0` in f64 for `G`, the same and `n_1³` for `C`, and what [`enclose`] takes for the other matrices if
-/// there are samples that need them. Memory for the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every instruction set and number of threads; the
-/// last bits of a bound, not what it bounds, depend on the first 128 samples of `x` as well.
+/// Costs, beside the forward pass (which leaves out units of value 0 if most are), where `a_k` of `n_k` units are active: `2 n_L (a_1² + Σ_{0<k<L−1}
+/// a_{k+1} a_k)` flops in f64 for samples with few active units, `n_L` rounded up to 16; for others `2 n_L (Σ_{0<k<L−1} a_{k+1} n_k + a_1 n_1/2)`
+/// (and `a_1 n_0` if there is no `C`), where in the first product `a_k` differ from a pattern, and as many in f64 if f32 is not enough for them
+/// (f64 alone once those were most of a chunk). Once, `n_1²n_0` in f64 for `G`; for the others the same, `n_1³` for `C`, and what [`enclose`] takes
+/// for the other matrices. Memory for the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every
+/// instruction set and number of threads; the last bits of a bound, not what it bounds, depend on the first 128 samples of `x` as well.
 ///
 /// # Errors
 /// [`Error::Shape`] and [`Error::NotFinite`] for the arguments, [`Error::Parameter`] for a gap that is negative or NaN.
