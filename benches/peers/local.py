@@ -1,7 +1,7 @@
 """Local Lipschitz constants as PyTorch users compute them: a Jacobian for each sample, then its largest singular value.
 
-    LOCAL=DIRECTORY cargo bench --bench lipschitz -- local      our figures; leaves weights, inputs, bounds and seconds in two folders of the directory
-    python benches/peers/local.py DIRECTORY/trained             these, for the same weights and inputs; needs torch; also DIRECTORY/untrained
+    LOCAL=DIRECTORY cargo bench --bench lipschitz -- local      our figures; leaves weights, inputs, bounds and seconds in DIRECTORY/trained
+    python benches/peers/local.py DIRECTORY/trained             these, for the same weights and inputs; needs torch. Also DIRECTORY/untrained
 
 The network is 784-512-512-10 with ReLU, all is in f32 and on one thread. The bounds are compared with decompositions in f64; a drive next
 to 0 may have another sign there, so a sample or two of a thousand may lie outside.
@@ -50,7 +50,7 @@ with torch.no_grad():
         seconds = time.perf_counter() - start
         best = min(best, seconds)
         print(f"torch {torch.__version__}, {len(x)} samples in chunks of {chunk}: {seconds:.3f} s", flush=True)
-    print(f"dualprop: {ours.median():.4f} s ({ours.min():.4f} to {ours.max():.4f}); the best of the others takes {best / ours.median():.1f} times as long")
+    print(f"dualprop: {ours.median():.4f} s ({ours.min():.4f} to {ours.max():.4f}); the best of these takes {best / ours.median():.1f} times that")
     print(f"gaps of the bounds at most {(upper / lower - 1).max():.1e}; constants from {norms.min():.4f} to {norms.max():.4f}")
     weights, biases = [w.double() for w in weights], [b.double() for b in biases]
     exact = torch.cat([torch.linalg.svdvals(vmap(jacrev(network))(part))[:, 0] for part in x[:1000].double().split(100)])

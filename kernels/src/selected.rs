@@ -1,4 +1,4 @@
-//! Products with some rows of a matrix, and the inner products of a few rows: what Jacobians of networks are made of.
+//! Products with some rows of a matrix, or some rows and columns, and inner products of a few rows: what Jacobians of networks are made of.
 //!
 //! Slopes that are 0 take rows out of a product, other ones for each sample. What is left of a sample is a few rows (those of the outputs) times the
 //! rows of `W` that a list names:
@@ -211,9 +211,9 @@ pub const OUTPUTS: usize = 16;
 
 /// `out[j][o] ← Σ_p z[p][o]·w[p][j]` for the rows `p` and columns `j` of the matrix that two lists name, in f64: for few of both.
 ///
-/// `z` and `out` have the `outputs` numbers of each row, and of each column, behind one another, in the order of the lists. Each sum is one chain of fused
-/// multiply-adds in the order of the rows: error at most `γ_k·Σ_p |z[p][o]·w[p][j]|` for `k` rows. Costs `2mkn` flops for `k` rows, `n` columns and `m`
-/// outputs, and reads elements of the matrix one by one, once for every 16 outputs (8 with AVX2). Allocates nothing.
+/// `z` and `out` have the `outputs` numbers of each row, and of each column, behind one another, in the order of the lists. Each sum is one chain
+/// of fused multiply-adds in the order of the rows: error at most `γ_k·Σ_p |z[p][o]·w[p][j]|` for `k` rows. Costs `2mkn` flops for `k` rows,
+/// `n` columns and `m` outputs, and reads elements of the matrix one by one, once for every 16 outputs (8 with AVX2). Allocates nothing.
 ///
 /// # Panics
 /// If `outputs` is not a multiple of [`OUTPUTS`], lengths do not fit, or a list leaves the matrix.

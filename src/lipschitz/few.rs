@@ -17,8 +17,8 @@ use crate::runtime::Runtime;
 
 /// Jacobians in f64, of which nothing is multiplied out but what active units of two layers share: `J = ZᵀW_0` and `JJᵀ = ZᵀGZ` with `G = W_0W_0ᵀ`.
 ///
-/// A product `W ᵀZ` of chains of `k` is off by `γ_k‖Z‖_F‖W‖_F` at the most, in the Frobenius norm, and `ZᵀGZ` with a `G` that is off by `e` by
-/// `‖Z‖_F² (e + γ_{2k} ‖G‖_F)`, twice the second part where only the upper triangle is kept.
+/// From layer to layer `Z ← DWᵀZ`; chains of `k` are off by `γ_k ‖W‖_F ‖Z‖_F` at the most, in the Frobenius norm, and `ZᵀGZ` with a `G` that is off
+/// by `e` is by `‖Z‖_F² (e + γ_{2k} ‖G‖_F)`, twice the second part as only the upper triangle is kept. `‖G‖_F ≤ tr G`.
 pub(super) struct Few<T> {
     runtime: Runtime,
     n_out: usize,
@@ -31,7 +31,7 @@ pub(super) struct Few<T> {
     /// The weights between hidden layers from the outputs down, and their Frobenius norms, not below.
     between: Vec<(RowMajor<T>, f64)>,
     gram: RowMajor<f64>,
-    /// Not below `tr G`.
+    /// Not below `tr G`, of the stored `G` and the one it stands for.
     trace: f64,
     /// Not below the error of `G`.
     error: f64,
@@ -59,7 +59,7 @@ pub(super) fn is_possible<T: Real>(network: &Network<T>) -> bool {
     network.layers() > 1 && network.widths()[1] < network.widths()[0]
 }
 
-/// Whether it takes fewer flops than the product of whole rows would, those in f64 counted twice.
+/// Whether it takes fewer flops, those in f64 counted twice, than the products of whole rows would, of which patterns save about half.
 pub(super) fn pays<T: Real>(network: &Network<T>, slopes: &Slopes<T>, sample: usize) -> bool {
     let hidden = &network.widths()[1..network.layers()];
     let n_out = network.widths()[network.layers()];
@@ -121,6 +121,7 @@ impl<T: Real> Few<T> {
         // Each sum a step more for each slab that it is made of.
         let trace = up((0..n).map(|i| gram.row(i)[i]).sum(), n + depth + 3);
         let error = rounding::<f64>(depth + 1, trace, n * n);
+        let trace = up(trace + error, 1);
         let threads = match runtime.par() {
             Par::Rayon(threads) => threads.get().min(CHUNK),
             Par::Seq => 1,
@@ -168,9 +169,7 @@ impl<T: Real> Few<T> {
     fn norm(&self, slopes: &Slopes<T>, sample: usize, gap: f64, memory: &mut Memory) -> Enclosure {
         let (isa, outputs) = (self.runtime.isa(), self.outputs);
         let Memory { above, below, factors, z, next, square, small } = memory;
-        let mut layers = (0..self.places.len()).rev();
-        let mut take = |units: &mut Vec<u32>, factors: &mut Vec<f64>| {
-            let layer = layers.next().expect("a factor between any two layers");
+        let take = |layer: usize, units: &mut Vec<u32>, factors: &mut Vec<f64>| {
             units.clear();
             factors.clear();
             slopes.active(layer, sample, |unit, slope| {
@@ -178,7 +177,7 @@ impl<T: Real> Few<T> {
                 factors.push(slope.to_f64());
             });
         };
-        take(above, factors);
+        take(self.between.len(), above, factors);
         if above.is_empty() {
             return conclude(Largest::ZERO, 0.0, 0.0, gap, self.n_out);
         }
@@ -187,8 +186,8 @@ impl<T: Real> Few<T> {
         }
         let mut size = self.size(&z[..above.len() * outputs]);
         let mut error = if is_signs(factors) { 0.0 } else { rounding::<f64>(1, size, above.len() * outputs) };
-        for (weights, norm) in &self.between {
-            take(below, factors);
+        for (layer, (weights, norm)) in (0..self.between.len()).rev().zip(&self.between) {
+            take(layer, below, factors);
             if below.is_empty() {
                 return conclude(Largest::ZERO, 0.0, 0.0, gap, self.n_out);
             }
@@ -218,7 +217,7 @@ impl<T: Real> Few<T> {
         let vanished = (steps * outputs * (1 + steps)) as f64 * f64::TINY * (1.0 + size);
         let chains = gamma(2 * steps) * square * self.trace + vanished;
         let square = small.enclose(isa, up(square * self.error + 2.0 * chains, 8), gap * PROOF);
-        conclude(square, at_most(error * (self.trace + self.error).sqrt(), 4), 0.0, gap, self.n_out)
+        conclude(square, at_most(error * self.trace.sqrt(), 3), 0.0, gap, self.n_out)
     }
 
     /// Not below `‖Z‖_F`.

@@ -69,8 +69,8 @@ const POWERS: usize = 16;
 /// enclosed by its powers ([`Proof::Gram`]).
 ///
 /// A trained network leaves few units active at a sample. What active units of two layers share is then picked out and multiplied in f64, and
-/// `J_iJ_iᵀ = Z G Zᵀ` with `G = W_0W_0ᵀ`: where that takes fewer flops than whole rows do (those of f64 counted twice), and there are fewer
-/// units in the first hidden layer than inputs. Otherwise rows are multiplied in `T`. What is not multiplied then:
+/// `J_iJ_iᵀ = Z G Zᵀ` with `G = W_0W_0ᵀ`: where that takes less than a quarter of the flops of whole rows, and there are fewer units in
+/// the first hidden layer than inputs. Otherwise rows are multiplied in `T`. What is not multiplied then:
 ///
 /// * rows of a matrix whose slopes are 0, and blocks of columns whose next slopes are all 0;
 /// * the upper half of the last factor: it is not `W_0` but a triangular `C` with `CCᵀ = W_0W_0ᵀ` if there are fewer hidden units than inputs:
