@@ -171,6 +171,44 @@ fn local_constants_of_samples_that_are_alike() {
     assert!(zeros >= SAMPLES / 6 && compared > SAMPLES, "{zeros} zeros, {compared} samples compared");
 }
 
+/// One of seven units can be active, slopes of 1 and of other sizes; at every third sample more of them.
+#[test]
+fn local_constants_where_few_units_are_active() {
+    fn check<T: Real>(activation: Activation, off: f64, far: f64, gap: f64) {
+        const SAMPLES: usize = 300;
+        let mut network = network::<T>(&[60, 50, 40, 10], activation, true, 3);
+        for k in 0..2 {
+            let biases = network.bias_mut(k).expect("it has one").iter_mut().enumerate();
+            biases.filter(|(unit, _)| unit % 7 != 0).for_each(|(_, bias)| *bias = T::from_f64(off));
+        }
+        let mut x = uniform::<T>(SAMPLES, 60, [-1.0, 1.0], 4);
+        for i in (0..SAMPLES).step_by(3) {
+            (0..60).for_each(|j| x[(i, j)] = x[(i, j)] * T::from_f64(far));
+        }
+        let found = local(&network, x.as_ref(), Kinks::Smaller, gap, &runtime()).expect("sound arguments");
+        let mut compared = 0;
+        for (i, found) in found.iter().enumerate() {
+            let sample: Vec<f64> = x.row(i).iter().map(|x| x.to_f64()).collect();
+            let (slopes, nearest) = slopes(&network, &sample);
+            if T::NAME == "f32" && nearest < 1e-3 {
+                continue;
+            }
+            compared += 1;
+            let exact = norm(&jacobian(&network, |k, i| slopes[k][i]));
+            let slack = slack(10.0);
+            assert!(found.lower <= exact + slack && exact <= found.upper + slack, "{activation} {found:?} {exact}");
+            assert!(found.gap() <= gap, "{activation} {found:?}");
+        }
+        assert!(compared > SAMPLES / 2, "{compared} samples compared");
+    }
+    for gap in [1e-3, 1e-9] {
+        check::<f32>(Activation::Relu, -100.0, 200.0, gap);
+        check::<f64>(Activation::Relu, -100.0, 200.0, gap);
+        check::<f64>(Activation::HardSigmoid, -100.0, 200.0, gap);
+    }
+    check::<f64>(Activation::Tanh, 40.0, 1.0, 1e-6);
+}
+
 /// The largest norm over all patterns of active units.
 fn exhaustive<T: Real>(network: &Network<T>) -> f64 {
     let hidden = &network.widths()[1..network.layers()];
@@ -360,6 +398,9 @@ fn few_rows_are_proven() {
 fn the_same_bits_everywhere() {
     let network = network::<f32>(&[40, 50, 30, 10], Activation::Relu, true, 5);
     let samples = uniform::<f32>(300, 40, [-1.0, 1.0], 6);
+    // Some of its samples leave few units active.
+    let mut shifted = common::network::<f32>(&[40, 30, 30, 10], Activation::Relu, true, 5);
+    (0..2).for_each(|k| shifted.bias_mut(k).expect("it has one").fill(-0.6));
     let all = |runtime: &Runtime| {
         let search = Search::default();
         let mut tracked = vec![];
@@ -368,6 +409,7 @@ fn the_same_bits_everywhere() {
         (
             local(&network, samples.as_ref(), Kinks::Smaller, 1e-3, runtime).expect("sound arguments"),
             local(&network, samples.as_ref(), Kinks::Smaller, 0.1, runtime).expect("sound arguments"),
+            local(&shifted, samples.as_ref(), Kinks::Smaller, 1e-3, runtime).expect("sound arguments"),
             global(&network, samples.as_ref(), &search, runtime).expect("sound arguments"),
             tracked,
         )

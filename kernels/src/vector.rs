@@ -18,7 +18,7 @@ use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
 use crate::product::{Problem, Scratch};
 use crate::scan::{NotFinite, Scan};
-use crate::selected::Selected;
+use crate::selected::{Crossing, Selected};
 use crate::sparse::{Compressed, Matrix};
 
 mod sealed {
@@ -109,6 +109,7 @@ pub struct Kernels<T: 'static> {
     pub(crate) online: fn(Isa, Par, Descent<'_, T>, &[T], &[T], Option<(&[T], &mut [T])>),
     pub(crate) scan: fn(Isa, MatRef<'_, T>, &mut Scratch<f64>) -> Result<Scan, NotFinite>,
     pub(crate) selected: fn(Isa, MatRef<'_, T>, bool, &mut [Selected<'_, T>]),
+    pub(crate) crossing: fn(Isa, &mut Crossing<'_, T>),
     pub(crate) inner: fn(Isa, MatRef<'_, T>, MatMut<'_, f64>),
 }
 
@@ -138,6 +139,7 @@ impl<T: Real> Kernels<T> {
             online: crate::online::run::<T>,
             scan: crate::scan::run::<T>,
             selected: crate::selected::run_selected::<T>,
+            crossing: crate::selected::run_crossing::<T>,
             inner: crate::selected::run_inner::<T>,
         }
     }

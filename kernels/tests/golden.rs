@@ -19,7 +19,7 @@ use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
-use dualprop_kernels::selected::{Selected, inner, selected};
+use dualprop_kernels::selected::{OUTPUTS, Selected, crossing, inner, selected};
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_kernels::vector::Real;
@@ -565,9 +565,9 @@ fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     lines.into()
 }
 
-/// Products with some rows of a matrix, a lower triangle every other time, and inner products.
+/// Products with some rows of a matrix, a lower triangle every other time, or with some rows and columns; and inner products.
 fn selections<T: Scalar>() -> Vec<Line> {
-    let mut lines = ["selected", "inner"].map(|name| Line::new::<T>(&name));
+    let mut lines = ["selected", "crossing", "inner"].map(|name| Line::new::<T>(&name));
     let mut random = SplitMix64::new(8);
     for number in 0..SMALL {
         let (m, n, height) = (random.below(30) as usize + 1, random.below(300) as usize + 1, random.below(200) as usize + 1);
@@ -579,7 +579,9 @@ fn selections<T: Scalar>() -> Vec<Line> {
         let (rows, wanted) = (list(height), list(n));
         let factors =
             generate(family, rows.len() * m, number + 200, T::PRECISION).into_iter().map(T::from_f64).collect::<Vec<_>>();
-        let mut hashes = [const { Vec::new() }; 2];
+        let outputs = OUTPUTS * (1 + number as usize % 3);
+        let z = generate(Family::Uniform, rows.len() * outputs, number + 300, Precision::F64);
+        let mut hashes = [const { Vec::new() }; 3];
         for isa in Isa::available() {
             for _ in 0..WAYS {
                 let way = Way { isa, threads: 1, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
@@ -595,6 +597,8 @@ fn selections<T: Scalar>() -> Vec<Line> {
                 selected(isa, at_w.view(), lower, both);
                 let mut some = placed(4, &start);
                 selected(isa, at_w.view(), lower, &mut [product(some.view_mut(), Some(at_start.view()), Some(&wanted))]);
+                let mut crossed = vec![0.0; wanted.len() * outputs];
+                crossing(isa, at_w.view(), &rows, &wanted, &z, outputs, &mut crossed);
                 inner(isa, at_start.view(), products.view_mut());
                 let mut of_sums = Hash::START;
                 out.hash_into(&mut of_sums);
@@ -602,7 +606,7 @@ fn selections<T: Scalar>() -> Vec<Line> {
                 let (out, some) = (out.view(), some.view());
                 assert!(wanted.iter().all(|&j| (0..m).all(|i| common::same(some[(i, j as usize)], out[(i, j as usize)]))));
                 let products: Vec<f64> = (0..m * m).map(|at| products.get(at / m, at % m)).collect();
-                for (hashes, hash) in hashes.iter_mut().zip([of_sums, Hash::of(&products)]) {
+                for (hashes, hash) in hashes.iter_mut().zip([of_sums, Hash::of(&crossed), Hash::of(&products)]) {
                     hashes.push((way, hash));
                 }
             }

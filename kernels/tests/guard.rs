@@ -30,7 +30,7 @@ use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
-use dualprop_kernels::selected::{Selected, inner, selected};
+use dualprop_kernels::selected::{OUTPUTS, Selected, crossing, inner, selected};
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
 use dualprop_reference::generate::SplitMix64;
@@ -814,6 +814,7 @@ fn selections<T: Scalar>() {
     let [mut w_slot, mut z_slot, mut start_slot, mut out_slot, mut first_slot] = core::array::from_fn(|_| Slot::<T>::new());
     let [mut rows_slot, mut wanted_slot] = core::array::from_fn(|_| Slot::<f32>::new());
     let mut products_slot = Slot::<f64>::new();
+    let [mut wide_slot, mut crossed_slot] = core::array::from_fn(|_| Slot::<f64>::new());
     let mut random = SplitMix64::new(8);
     for isa in Isa::available() {
         for m in (1..=13).chain([25]) {
@@ -863,6 +864,16 @@ fn selections<T: Scalar>() {
                     let mut products = products_slot.put(m, m, Place { by_columns: number == 1, ..Place::plain(flush) });
                     inner(isa, start.view(), products.view_mut());
                     products.check("inner", |i, j| Some((0..n).map(|c| before(0, i, c) * before(0, j, c)).sum()));
+                    // In f64 whatever the type.
+                    let outputs = OUTPUTS * (1 + number / 2);
+                    let mut wide = wide_slot.put(1, k * outputs, Place::plain(flush));
+                    let mut crossed = crossed_slot.put(1, wanted.len() * outputs, Place::plain(flush));
+                    wide.fill(|_, at| left(at % outputs, at / outputs));
+                    crossing(isa, w.view(), rows, wanted, wide.vector(), outputs, crossed.vector_mut());
+                    let crossing_sum =
+                        |j: u32, o: usize| (0..k).map(|at| left(o, at) * element(rows[at] as usize, j as usize)).sum();
+                    crossed.check("crossing", |_, at| Some(crossing_sum(wanted[at / outputs], at % outputs)));
+                    wide.check("wide factors", |_, at| Some(left(at % outputs, at / outputs)));
                     w.check("matrix", |p, j| Some(element(p, j)));
                     z.check("factors", |_, at| Some(left(at % m, at / m)));
                     start.check("start", |i, j| Some(before(0, i, j)));

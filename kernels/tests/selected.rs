@@ -4,11 +4,11 @@ mod common;
 
 use common::*;
 use dualprop_kernels::isa::Isa;
-use dualprop_kernels::selected::{Selected, inner, selected};
-use dualprop_reference::bound::{affine, dot};
+use dualprop_kernels::selected::{OUTPUTS, Selected, crossing, inner, selected};
+use dualprop_reference::bound::{Precision, affine, dot};
 use dualprop_reference::generate::{Family, SplitMix64, generate};
 
-tests_of_both_types!(sums_are_chains, rows_of_zeros_may_be_left_out, inner_products, misfits);
+tests_of_both_types!(sums_are_chains, rows_of_zeros_may_be_left_out, crossings, inner_products, misfits);
 
 /// Rows of the result, columns, rows of the matrix.
 const SHAPES: [(usize, usize, usize); 8] =
@@ -106,6 +106,36 @@ fn rows_of_zeros_may_be_left_out<T: Scalar>() {
     }
 }
 
+/// Rows and columns in any order, some of them twice; matrices of any strides.
+fn crossings<T: Scalar>() {
+    let tally = Tally::default();
+    for (number, problem) in Problem::<T>::all().enumerate() {
+        let (height, width) = problem.matrix.shape();
+        let mut random = SplitMix64::new(number as u64);
+        let mut list = |end: usize| (0..random.below(30)).map(|_| random.below(end as u64) as u32).collect::<Vec<_>>();
+        let (rows, columns) = (list(height), list(width));
+        let outputs = OUTPUTS * (1 + number % 3);
+        let z = generate(Family::Uniform, rows.len() * outputs, number as u64, Precision::F64);
+        let (matrix, exact) = (problem.matrix.view(), |x| Precision::F64.exact(x));
+        let turned = Grid::from_fn(width, height, Layout::default(), |j, p| problem.matrix.get(p, j));
+        for isa in Isa::available() {
+            for matrix in [matrix, turned.view().transpose()] {
+                let mut out = vec![f64::NAN; columns.len() * outputs];
+                crossing(isa, matrix, &rows, &columns, &z, outputs, &mut out);
+                for (at, &got) in out.iter().enumerate() {
+                    let (j, o) = (columns[at / outputs] as usize, at % outputs);
+                    let factors = || rows.iter().enumerate().map(|(i, &p)| (p as usize, z[i * outputs + o]));
+                    let chain = factors().fold(0.0, |sum, (p, z)| matrix[(p, j)].to_f64().mul_add(z, sum));
+                    assert!(same(got, chain), "{isa} {j} {o}");
+                    let bound = dot(Precision::F64, factors().map(|(p, z)| (exact(matrix[(p, j)].to_f64()), exact(z))));
+                    tally.check_one(bound, got, &isa.name()).unwrap();
+                }
+            }
+        }
+    }
+    tally.conclude::<f64>("crossing");
+}
+
 fn inner_products<T: Scalar>() {
     let tally = Tally::default();
     for problem in Problem::<T>::all() {
@@ -146,6 +176,15 @@ fn misfits<T: Scalar>() {
     panics("a factor for each", &[0, 1], None, (1, 3));
     panics("no more columns", &[0, 1], None, (2, 4));
     panics("the columns ascend", &[0, 1], Some(&[3]), (2, 3));
+    let crosses = |part: &str, rows: &[u32], columns: &[u32], outputs: usize, length: usize| {
+        let z = vec![1.0; rows.len() * OUTPUTS];
+        assert_panics(part, || crossing(Isa::best(), matrix.view(), rows, columns, &z, outputs, &mut vec![0.0; length]));
+    };
+    crosses("the rows are in", &[4], &[0], OUTPUTS, OUTPUTS);
+    crosses("the columns are in", &[0], &[3], OUTPUTS, OUTPUTS);
+    crosses("a number for each row", &[0], &[0], 2 * OUTPUTS, 2 * OUTPUTS);
+    crosses("a number for each column", &[0], &[0], OUTPUTS, 1);
+    crosses("multiples", &[0], &[0], 1, 1);
     let mut out = Grid::<f64>::blank(3, 4, Layout::default());
     assert_panics("each pair", || inner(Isa::best(), matrix.view(), out.view_mut()));
 }

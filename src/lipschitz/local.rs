@@ -15,8 +15,9 @@ use super::cholesky::Cholesky;
 use super::dense::Dense;
 use super::enclose::enclose;
 use super::enclosure::{Enclosure, Proof, Search, Status};
-use super::rounding::{down, gamma, up};
-use super::small::Small;
+use super::few::{self, Few};
+use super::rounding::{at_most, down, gamma, rounding, up};
+use super::small::{Largest, Small};
 use crate::check;
 use crate::error::Error;
 use crate::matrix::RowMajor;
@@ -35,13 +36,16 @@ pub enum Kinks {
 }
 
 /// Samples that share a forward pass.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
+
+/// A product is taken row by row where one of so many units below has another value than 0.
+const FEW: usize = 8;
 
 /// Samples that go through a product together: each block of its matrix comes into the cache once.
 const GROUP: usize = 8;
 
 /// The part of the gap that the proof takes, in `‖J‖²` (half of that in `‖J‖`): the rest is for rounding.
-const PROOF: f64 = 0.125;
+pub(super) const PROOF: f64 = 0.125;
 
 /// Most patterns of active units that products begin with.
 const PATTERNS: usize = 16;
@@ -62,7 +66,11 @@ const POWERS: usize = 16;
 ///
 /// The slopes `D` are those of the activations at the drives of a forward pass in `T`: each answer is an enclosure for the real product of the
 /// stored weights and these slopes. `J_i` is multiplied out from its outputs, `n_L` rows `Z` for each sample, and `J_iJ_iᵀ` (`n_L × n_L`) is
-/// enclosed by its powers ([`Proof::Gram`]). What is not multiplied:
+/// enclosed by its powers ([`Proof::Gram`]).
+///
+/// A trained network leaves few units active at a sample. What active units of two layers share is then picked out and multiplied in f64, and
+/// `J_iJ_iᵀ = Z G Zᵀ` with `G = W_0W_0ᵀ`: where that takes less than a quarter of the flops of whole rows, and there are fewer units in
+/// the first hidden layer than inputs. Otherwise rows are multiplied in `T`. What is not multiplied then:
 ///
 /// * rows of a matrix whose slopes are 0, and blocks of columns whose next slopes are all 0;
 /// * the upper half of the last factor: it is not `W_0` but a triangular `C` with `CCᵀ = W_0W_0ᵀ` if there are fewer hidden units than inputs:
@@ -84,11 +92,12 @@ const POWERS: usize = 16;
 /// a product is one more rounding, and errors pass on by the norms of what follows. The inner products of `JJᵀ` are summed in the lanes of a cache
 /// line: `γ_q ‖J‖_F²` for `q = ⌈n/16⌉ + 4` in f32. Samples that miss `gap` in f32 are repeated in f64.
 ///
-/// Costs, beside the forward pass, `2 n_L (Σ_{0<k<L−1} a_{k+1} n_k + a_1 n_1/2)` flops a sample, where `a_k` of `n_k` units are active or, in the
-/// first product, differ from a pattern (and `a_1 n_0` if there is no `C`); as many in f64 for samples that f32 is not enough for (f64 alone
-/// once those were most of a chunk). Once, `n_1²n_0 + n_1³` in f64 for `C`, and what [`enclose`] takes for the other matrices. Memory for
-/// the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every instruction set and number of threads; the
-/// last bits of a bound, not what it bounds, depend on the first 128 samples of `x` as well.
+/// Costs, beside the forward pass (which leaves out units of value 0 if most are), where `a_k` of `n_k` units are active: `2 n_L (a_1² + Σ_{0<k<L−1}
+/// a_{k+1} a_k)` flops in f64 for samples with few active units, `n_L` rounded up to 16; for others `2 n_L (Σ_{0<k<L−1} a_{k+1} n_k + a_1 n_1/2)`
+/// (and `a_1 n_0` if there is no `C`), where in the first product `a_k` differ from a pattern, and as many in f64 if f32 is not enough for them
+/// (f64 alone once those were most of a chunk). Once, `n_1²n_0` in f64 for `G`; for the others the same, `n_1³` for `C`, and what [`enclose`] takes
+/// for the other matrices. Memory for the slopes of 128 samples, and the Jacobians of 8 on each thread. The result has the same bits for every
+/// instruction set and number of threads; the last bits of a bound, not what it bounds, depend on the first 128 samples of `x` as well.
 ///
 /// # Errors
 /// [`Error::Shape`] and [`Error::NotFinite`] for the arguments, [`Error::Parameter`] for a gap that is negative or NaN.
@@ -104,15 +113,25 @@ pub fn local<T: Real>(
     check::finite("x", x)?;
     network.check_finite()?;
     let mut slopes = Slopes::new(network, CHUNK.min(x.nrows()), runtime);
-    let (mut native_pays, mut native, mut wide) = (true, None, None);
+    let (mut native_pays, mut few, mut native, mut wide) = (true, None, None, None);
     let mut found = Vec::with_capacity(x.nrows());
     for from in (0..x.nrows()).step_by(CHUNK) {
         let rows = CHUNK.min(x.nrows() - from);
         slopes.take(network, x.subrows(from, rows));
         let mut constants = |slopes: &Slopes<T>| -> Result<Vec<Enclosure>, Error> {
             let mut found = vec![Enclosure::ZERO; rows];
-            let mut missed: Vec<usize> = (0..rows).collect();
-            if native_pays {
+            let (of_few, mut missed): (Vec<_>, Vec<_>) =
+                (0..rows).partition(|&i| few::is_possible(network) && few::pays(network, slopes, i));
+            if !of_few.is_empty() {
+                let few = match &mut few {
+                    Some(few) => few,
+                    none => none.insert(Few::new(network, slopes, runtime)),
+                };
+                few.enclose(slopes, &of_few, gap, &mut found);
+                missed.extend(of_few.into_iter().filter(|&i| found[i].status != Status::GapReached));
+                missed.sort_unstable();
+            }
+            if native_pays && !missed.is_empty() {
                 let native = match &mut native {
                     Some(native) => native,
                     none => none.insert(Jacobians::<T>::new(network, slopes, runtime)?),
@@ -121,8 +140,9 @@ pub fn local<T: Real>(
                 if T::NAME == "f64" {
                     return Ok(found);
                 }
+                let tried = missed.len();
                 missed.retain(|&i| found[i].status != Status::GapReached);
-                native_pays = 2 * missed.len() <= rows;
+                native_pays = 2 * missed.len() <= tried;
             }
             if !missed.is_empty() {
                 let wide = match &mut wide {
@@ -148,13 +168,16 @@ pub fn local<T: Real>(
 }
 
 /// Drives and slopes of the hidden layers for a chunk of samples.
-struct Slopes<T> {
+pub(super) struct Slopes<T> {
     work: Workspace<T>,
-    /// The transposed weights of the hidden layers.
+    /// The transposed weights of the hidden layers, packed, and as rows where few units below have other values than 0.
     panels: Vec<Panels<T>>,
+    columns: Vec<Option<RowMajor<T>>>,
     drives: Vec<RowMajor<T>>,
     means: Vec<RowMajor<T>>,
     slopes: Vec<RowMajor<T>>,
+    /// A bit for each unit whose slope is not 0, sample after sample.
+    active: Vec<Vec<u64>>,
     zeros: Vec<T>,
     rows: usize,
 }
@@ -172,9 +195,11 @@ impl<T: Real> Slopes<T> {
         Self {
             work: Workspace::new(runtime),
             panels: (0..hidden.len()).map(packed).collect(),
+            columns: vec![None; hidden.len()],
             drives: states(),
             means: states(),
             slopes: states(),
+            active: vec![vec![]; hidden.len()],
             zeros: vec![T::ZERO; widest],
             rows: 0,
         }
@@ -182,22 +207,70 @@ impl<T: Real> Slopes<T> {
 
     fn take(&mut self, network: &Network<T>, x: MatRef<'_, T>) {
         self.rows = x.nrows();
+        let isa = self.work.runtime().isa();
         for k in 0..self.drives.len() {
             let (_, bias) = network.incoming(k + 1, &self.zeros);
             let (before, here) = self.means.split_at_mut(k);
-            let below = before.last().map_or(x, |below| below.view().subrows(0, x.nrows()));
-            let forward = Epilogue::Forward {
-                drive: Output::new(self.drives[k].view_mut().subrows_mut(0, x.nrows())),
-                bias: Input::repeated(bias, x.nrows()),
-                mean: Output::new(here[0].view_mut().subrows_mut(0, x.nrows())),
-                activation: network.activation(),
-            };
-            self.work.packed(&self.panels[k], below, forward);
+            let below = before.last().map(|below| Nonzero::new(below, x.nrows()));
+            match below {
+                Some(below) if FEW * below.units.len() <= x.nrows() * network.widths()[k] => {
+                    let columns = self.columns[k].get_or_insert_with(|| converted(network.weights(k).transpose()));
+                    below.multiply(isa, columns, &mut self.drives[k]);
+                    for row in 0..x.nrows() {
+                        let drive = self.drives[k].row_mut(row);
+                        drive.iter_mut().zip(bias).for_each(|(drive, &bias)| *drive = *drive + bias + T::ZERO);
+                        network.activation().values(isa, here[0].row_mut(row), drive).expect("rows of one layer");
+                    }
+                }
+                _ => {
+                    let below = before.last().map_or(x, |below| below.view().subrows(0, x.nrows()));
+                    let forward = Epilogue::Forward {
+                        drive: Output::new(self.drives[k].view_mut().subrows_mut(0, x.nrows())),
+                        bias: Input::repeated(bias, x.nrows()),
+                        mean: Output::new(here[0].view_mut().subrows_mut(0, x.nrows())),
+                        activation: network.activation(),
+                    };
+                    self.work.packed(&self.panels[k], below, forward);
+                }
+            }
             for row in 0..x.nrows() {
-                let (isa, drive) = (self.work.runtime().isa(), self.drives[k].row(row));
+                let drive = self.drives[k].row(row);
                 network.activation().derivatives(isa, self.slopes[k].row_mut(row), drive).expect("rows of one layer");
             }
         }
+        self.set_active();
+    }
+
+    fn set_active(&mut self) {
+        for (active, slopes) in self.active.iter_mut().zip(&self.slopes) {
+            active.clear();
+            (0..self.rows).for_each(|row| active.extend(nonzero(slopes.row(row))));
+        }
+    }
+
+    fn bits(&self, layer: usize, sample: usize) -> &[u64] {
+        let words = self.active[layer].len() / self.rows;
+        &self.active[layer][sample * words..][..words]
+    }
+
+    /// Units of a layer whose slope at a sample is not 0.
+    pub(super) fn count(&self, layer: usize, sample: usize) -> usize {
+        count(self.bits(layer, sample)) as usize
+    }
+
+    /// Hands each of them and its slope to `take`.
+    pub(super) fn active(&self, layer: usize, sample: usize, mut take: impl FnMut(usize, T)) {
+        let slopes = self.slopes[layer].row(sample);
+        each_bit(self.bits(layer, sample), |unit| take(unit, slopes[unit]));
+    }
+
+    /// Units of a layer, those that are active in most samples first.
+    pub(super) fn by_activity(&self, layer: usize) -> Vec<u32> {
+        let mut counts = vec![0u32; self.slopes[layer].cols()];
+        (0..self.rows).for_each(|sample| each_bit(self.bits(layer, sample), |unit| counts[unit] += 1));
+        let mut order: Vec<u32> = (0..counts.len() as u32).collect();
+        order.sort_by_key(|&unit| core::cmp::Reverse(counts[unit as usize]));
+        order
     }
 
     /// Gives units at a kink the larger slope, which is 1 for every activation that has kinks. Returns whether there are any.
@@ -217,7 +290,68 @@ impl<T: Real> Slopes<T> {
                 }
             }
         }
+        self.set_active();
         found
+    }
+}
+
+/// Units of a layer whose values are not 0, for some samples.
+struct Nonzero<T> {
+    units: Vec<u32>,
+    values: Vec<T>,
+    /// Where those of each sample end.
+    ends: Vec<usize>,
+}
+
+impl<T: Real> Nonzero<T> {
+    fn new(layer: &RowMajor<T>, rows: usize) -> Self {
+        let mut found = Self { units: vec![], values: vec![], ends: vec![] };
+        for row in (0..rows).map(|row| layer.row(row)) {
+            for (w, word) in nonzero(row).enumerate() {
+                each_bit(&[word], |bit| {
+                    found.units.push((64 * w + bit) as u32);
+                    found.values.push(row[64 * w + bit]);
+                });
+            }
+            found.ends.push(found.units.len());
+        }
+        found
+    }
+
+    /// Their products with the rows of a matrix that belong to them: to the bit those of all units, for weights are finite.
+    fn multiply(&self, isa: Isa, weights: &RowMajor<T>, to: &mut RowMajor<T>) {
+        let mut begin = 0;
+        let mut products = Vec::with_capacity(self.ends.len());
+        let mut rest = to.view_mut();
+        for &end in &self.ends {
+            let (out, others) = rest.split_at_row_mut(1);
+            rest = others;
+            let (rows, factors) = (&self.units[begin..end], &self.values[begin..end]);
+            products.push(Selected { rows, factors, start: None, wanted: None, out });
+            begin = end;
+        }
+        selected(isa, weights.view(), false, &mut products);
+    }
+}
+
+/// A bit for each number that is not 0.
+fn nonzero<T: Real>(x: &[T]) -> impl Iterator<Item = u64> {
+    x.chunks(64).map(|x| {
+        let mut bytes = [[0; 8]; 8];
+        bytes.as_flattened_mut().iter_mut().zip(x).for_each(|(byte, &x)| *byte = u8::from(x != T::ZERO));
+        // The factor has a bit for each byte that takes its lowest bit to the highest byte.
+        let gathered = bytes.map(|eight| u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56);
+        gathered.iter().rev().fold(0, |word, eight| word << 8 | eight)
+    })
+}
+
+fn each_bit(bits: &[u64], mut take: impl FnMut(usize)) {
+    for (w, &word) in bits.iter().enumerate() {
+        let mut rest = word;
+        while rest != 0 {
+            take(64 * w + rest.trailing_zeros() as usize);
+            rest &= rest - 1;
+        }
     }
 }
 
@@ -374,11 +508,6 @@ fn patterns_of(samples: &[Vec<u64>], count: usize) -> Vec<Vec<u64>> {
     patterns
 }
 
-/// [`up`], and exactly 0 for 0.
-fn at_most(x: f64, roundings: usize) -> f64 {
-    if x == 0.0 { 0.0 } else { up(x, roundings) }
-}
-
 fn converted<T: Real, U: Real>(from: MatRef<'_, T>) -> RowMajor<U> {
     let mut to = RowMajor::zeros(from.nrows(), from.ncols());
     for i in 0..from.nrows() {
@@ -387,18 +516,11 @@ fn converted<T: Real, U: Real>(from: MatRef<'_, T>) -> RowMajor<U> {
     to
 }
 
-/// `γ_k·size` for roundings to `U`, and what `count` such chains lose to underflow.
-fn rounding<U: Real>(k: usize, size: f64, count: usize) -> f64 {
-    let ku = k as f64 * U::UNIT_ROUNDOFF;
-    let gamma = if ku < 1.0 { ku / (1.0 - ku) } else { f64::INFINITY };
-    up(gamma * size + (k * count) as f64 * U::TINY, 6)
-}
-
 impl<U: Real> Jacobians<U> {
     fn new<T: Real>(network: &Network<T>, slopes: &Slopes<T>, runtime: &Runtime) -> Result<Self, Error> {
         let (layers, widths) = (network.layers(), network.widths());
         let search = Search { gap: NEAR, ..Search::default() };
-        let orders: Vec<Vec<u32>> = slopes.slopes.iter().map(|layer| by_activity(layer, slopes.rows)).collect();
+        let orders: Vec<Vec<u32>> = (0..layers - 1).map(|k| slopes.by_activity(k)).collect();
         let mut factors = Vec::new();
         let mut moved = 0.0;
         for k in (0..layers - 1).rev() {
@@ -483,24 +605,11 @@ impl<U: Real> Jacobians<U> {
         }
         let mut memory = core::mem::take(&mut self.samples);
         let mut found = vec![Enclosure::ZERO; samples.len()];
-        let tasks = (memory.len() / GROUP).min(samples.len().div_ceil(GROUP));
-        self.share(slopes, samples, gap, &mut memory[..tasks * GROUP], &mut found);
+        let each =
+            |samples: &[usize], memory: &mut [Sample<U>], to: &mut [Enclosure]| self.group(slopes, samples, gap, memory, to);
+        share(samples, &mut memory, GROUP, &mut found, &each);
         self.samples = memory;
         samples.iter().zip(found).for_each(|(&sample, found)| to[sample] = found);
-    }
-
-    fn share<T: Real>(&self, slopes: &Slopes<T>, samples: &[usize], gap: f64, memory: &mut [Sample<U>], to: &mut [Enclosure]) {
-        let tasks = memory.len() / GROUP;
-        if tasks <= 1 {
-            for (samples, to) in samples.chunks(GROUP).zip(to.chunks_mut(GROUP)) {
-                self.group(slopes, samples, gap, memory, to);
-            }
-            return;
-        }
-        let middle = samples.len() * (tasks / 2) / tasks;
-        let ((a, b), (to_a, to_b)) = (samples.split_at(middle), to.split_at_mut(middle));
-        let (left, right) = memory.split_at_mut(tasks / 2 * GROUP);
-        rayon::join(|| self.share(slopes, a, gap, left, to_a), || self.share(slopes, b, gap, right, to_b));
     }
 
     /// What first products may begin with, for samples like these.
@@ -641,21 +750,46 @@ impl<U: Real> Jacobians<U> {
             f64::INFINITY
         };
         let square = small.enclose(isa, dots, gap * PROOF);
-        // `‖ZW_0‖² − ‖ZC‖²`. Rounding comes off `‖ZC‖` first: the other way round would claim too much.
-        let moved = at_most(self.moved * before * before, 3);
-        let lower = down(down(down(square.lower.sqrt(), 2) - error, 1).powi(2) - moved, 3).sqrt().next_down().max(0.0);
-        let upper = at_most(at_most(square.upper + moved, 1).sqrt() + error, 3);
-        let (proof, status) = (if upper == 0.0 { Proof::Zero } else { square.proof }, Status::GapReached);
-        let mut enclosure = Enclosure { lower, upper, proof, status, products: n_out as u32 };
-        if upper.is_nan() {
-            // Beyond the range of numbers.
-            (enclosure.upper, enclosure.proof) = (f64::INFINITY, Proof::None);
-        }
-        if enclosure.gap().is_nan() || enclosure.gap() > gap {
-            enclosure.status = Status::Budget;
-        }
-        enclosure
+        // `‖ZW_0‖² − ‖ZC‖²`.
+        conclude(square, error, at_most(self.moved * before * before, 3), gap, n_out)
     }
+}
+
+/// The answer for a Jacobian `J` that is within `error` of a `J̃`, from `‖J̃‖² − square`, not above `moved`.
+pub(super) fn conclude(square: Largest, error: f64, moved: f64, gap: f64, n_out: usize) -> Enclosure {
+    // Rounding comes off `‖J̃‖` first: the other way round would claim too much.
+    let lower = down(down(down(square.lower.sqrt(), 2) - error, 1).powi(2) - moved, 3).sqrt().next_down().max(0.0);
+    let upper = at_most(at_most(square.upper + moved, 1).sqrt() + error, 3);
+    let (proof, status) = (if upper == 0.0 { Proof::Zero } else { square.proof }, Status::GapReached);
+    let mut enclosure = Enclosure { lower, upper, proof, status, products: n_out as u32 };
+    if upper.is_nan() {
+        // Beyond the range of numbers.
+        (enclosure.upper, enclosure.proof) = (f64::INFINITY, Proof::None);
+    }
+    if enclosure.gap().is_nan() || enclosure.gap() > gap {
+        enclosure.status = Status::Budget;
+    }
+    enclosure
+}
+
+/// Runs `each` on the samples, `group` of them at a time, on as many threads as there is memory for such groups.
+pub(super) fn share<M: Send>(
+    samples: &[usize],
+    memory: &mut [M],
+    group: usize,
+    to: &mut [Enclosure],
+    each: &(impl Fn(&[usize], &mut [M], &mut [Enclosure]) + Sync),
+) {
+    let tasks = (memory.len() / group).min(samples.len().div_ceil(group));
+    if tasks <= 1 {
+        samples.chunks(group).zip(to.chunks_mut(group)).for_each(|(samples, to)| each(samples, memory, to));
+        return;
+    }
+    let middle = samples.len() * (tasks / 2) / tasks;
+    let ((a, b), (to_a, to_b)) = (samples.split_at(middle), to.split_at_mut(middle));
+    let (left, right) = memory.split_at_mut(tasks / 2 * group);
+    let right = &mut right[..(tasks - tasks / 2) * group];
+    rayon::join(|| share(a, left, group, to_a, each), || share(b, right, group, to_b, each));
 }
 
 /// Columns to store, for rows that begin in different sets of a cache.
@@ -690,17 +824,6 @@ fn gather_rows<U: Real, const R: usize>(to: &mut [U], m: usize, from: usize, act
 /// Not below `‖x‖`; 0 for nothing but zeros.
 fn norm<U: Real>(isa: Isa, x: &[U]) -> f64 {
     at_most(reduce::norm(isa, x), x.len() / 32 + 8)
-}
-
-/// Units of a layer, those that are active in most samples first.
-fn by_activity<T: Real>(slopes: &RowMajor<T>, rows: usize) -> Vec<u32> {
-    let mut counts = vec![0u32; slopes.cols()];
-    for sample in 0..rows {
-        counts.iter_mut().zip(slopes.row(sample)).for_each(|(count, &d)| *count += u32::from(d != T::ZERO));
-    }
-    let mut order: Vec<u32> = (0..counts.len() as u32).collect();
-    order.sort_by_key(|&unit| core::cmp::Reverse(counts[unit as usize]));
-    order
 }
 
 /// A lower triangular `C` with `CCᵀ = WWᵀ`, by Cholesky's algorithm in f64.

@@ -11,6 +11,7 @@ mod dense;
 mod eclipse;
 mod enclose;
 mod enclosure;
+mod few;
 mod frequencies;
 mod global;
 mod krylov;

@@ -24,6 +24,18 @@ pub(crate) fn down(x: f64, roundings: usize) -> f64 {
     (x * (1.0 - (roundings + 2) as f64 * f64::UNIT_ROUNDOFF)).next_down().max(0.0)
 }
 
+/// [`up`], and exactly 0 for 0.
+pub(crate) fn at_most(x: f64, roundings: usize) -> f64 {
+    if x == 0.0 { 0.0 } else { up(x, roundings) }
+}
+
+/// `γ_k·size` for roundings to `T`, and what `count` such chains lose to underflow.
+pub(crate) fn rounding<T: Real>(k: usize, size: f64, count: usize) -> f64 {
+    let ku = k as f64 * T::UNIT_ROUNDOFF;
+    let gamma = if ku < 1.0 { ku / (1.0 - ku) } else { f64::INFINITY };
+    up(gamma * size + (k * count) as f64 * T::TINY, 6)
+}
+
 /// The exponent `e` for which `x·2^−e` is from 1 to 2, within that of normal numbers; 0 for 0.
 pub(crate) fn exponent_of(x: f64) -> i32 {
     if x == 0.0 { 0 } else { ((x.to_bits() >> 52 & 0x7ff) as i32 - 1023).clamp(-1022, 1022) }

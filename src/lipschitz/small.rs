@@ -1,6 +1,7 @@
 //! The largest eigenvalue of small symmetric matrices, one after the other without allocations.
 
 use dualprop_kernels::isa::Isa;
+use dualprop_kernels::reduce;
 use dualprop_kernels::selected::{Selected, selected};
 use dualprop_kernels::vector::Real;
 use faer::{MatMut, MatRef};
@@ -40,6 +41,11 @@ pub(crate) struct Largest {
     pub(crate) proof: Proof,
 }
 
+impl Largest {
+    /// Of a matrix of zeros.
+    pub(crate) const ZERO: Self = Self { lower: 0.0, upper: 0.0, proof: Proof::Zero };
+}
+
 /// Most squarings: `ln n/2^25` is what they can leave of a gap, and less than `n²/2^24` of the Rayleigh quotient.
 const SQUARINGS: usize = 24;
 
@@ -76,15 +82,19 @@ impl Small {
         of.iter().step_by(self.n + 1).sum()
     }
 
+    /// Not below the norm.
+    fn frobenius(&self, isa: Isa, of: &[f64]) -> f64 {
+        up(reduce::norm(isa, of), of.len() / 32 + 8)
+    }
+
     /// Bounds of the largest eigenvalue of a matrix that this one is within `error` of in the 2-norm; `upper ≤ (1 + gap)·lower` before the error
     /// is added, unless rounding forbids it.
     pub(crate) fn enclose(&mut self, isa: Isa, error: f64, gap: f64) -> Largest {
-        let n = self.n;
         let scale = self.trace();
         if scale == 0.0 && error == 0.0 {
-            return Largest { lower: 0.0, upper: 0.0, proof: Proof::Zero };
+            return Largest::ZERO;
         }
-        let frobenius = up(self.matrix.iter().map(|x| x * x).sum::<f64>().sqrt(), n * n + 2);
+        let frobenius = self.frobenius(isa, &self.matrix);
         let mut best = Largest { lower: 0.0, upper: frobenius, proof: Proof::Frobenius };
         if !(scale > 0.0 && frobenius.is_finite()) {
             return Largest { upper: up(frobenius + error, 1), ..best };
@@ -100,7 +110,7 @@ impl Small {
                 continue;
             }
             lower = lower.max(self.quotient(frobenius));
-            let upper = up(scale * self.norm(), 1);
+            let upper = up(scale * self.norm(isa), 1);
             if upper < best.upper {
                 let squarings = self.traces.len() as u32;
                 best = Largest { lower: 0.0, upper, proof: Proof::Gram { squarings } };
@@ -139,12 +149,12 @@ impl Small {
     }
 
     /// Not below `‖P_0‖₂ + u ‖P_0‖_F`.
-    fn norm(&self) -> f64 {
+    fn norm(&self, isa: Isa) -> f64 {
         let n = self.n;
         // What underflows, in a square or a quotient, against traces that are not below `1/n`.
         let vanished = (n * n * n) as f64 * f64::MIN_POSITIVE;
         let slack = up(gamma(2 * n + 2) + vanished, 1);
-        let mut frobenius = up(self.power.iter().map(|x| x * x).sum::<f64>().sqrt(), n * n + 2);
+        let mut frobenius = self.frobenius(isa, &self.power);
         let mut norm = frobenius;
         for &trace in self.traces.iter().rev() {
             norm = up((trace * (norm + f64::UNIT_ROUNDOFF * frobenius + slack)).sqrt(), 5);
