@@ -362,6 +362,7 @@ const PER_SIXTEENTH: f64 = 23.083_120_346_069_336;
 const SIXTEENTH_Q: [f64; 2] = [0.500_016_272_068_023_7, 0.166_670_098_900_794_98];
 /// `2^(k/16)` rounded, with what [`Arithmetic::add_sixteenths`] adds for `k` taken out.
 #[rustfmt::skip]
+#[expect(clippy::approx_constant, reason = "an entry is the root of 2, rounded like the others")]
 static POWERS: Table = {
     let powers: [f32; 16] = [
         1.0, 1.044_273_7, 1.090_507_7, 1.138_788_6, 1.189_207_1, 1.241_857_8, 1.296_839_6, 1.354_255_6,
@@ -866,8 +867,11 @@ fn sum_of_terms<T: Real, S: Vector<f64>>(simd: S, terms: &[T; CHAINS]) -> f64 {
     let mut half = Lines([0.0; HALF]);
     for (at, sum) in (0..HALF).step_by(S::LANES).zip(S::as_vectors_mut(&mut half.0).0) {
         let [low, high] = [at, at + HALF].map(|at| &terms[at..][..S::LANES]);
-        // SAFETY: both slices have `LANES` elements.
-        *sum = unsafe { simd.add(widen(simd, low.as_ptr(), S::LANES), widen(simd, high.as_ptr(), S::LANES)) };
+        // SAFETY: the slice has `LANES` elements.
+        let low = unsafe { widen(simd, low.as_ptr(), S::LANES) };
+        // SAFETY: as above.
+        let high = unsafe { widen(simd, high.as_ptr(), S::LANES) };
+        *sum = simd.add(low, high);
     }
     folded(&half.0)
 }
