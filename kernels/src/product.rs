@@ -309,7 +309,9 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
     let mc = blocking.mc.clamp(1, m).next_multiple_of(mr);
     let kc = blocking.kc.clamp(1, depth.max(1));
     let panels = n.div_ceil(width);
-    let nc = blocking.nc.clamp(1, panels);
+    // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread.
+    let col_blocks = panels.div_ceil(blocking.nc.clamp(1, panels));
+    let nc = panels.div_ceil(col_blocks);
     let grid = Grid { row_blocks: m.div_ceil(mc), col_blocks: panels.div_ceil(nc), group: blocking.group.max(1) };
     let tasks = match par {
         Par::Rayon(threads) if m * n * depth.max(1) >= SEQUENTIAL => threads.get().min(grid.len()),
