@@ -250,7 +250,7 @@ impl<T: Real> Scratch<T> {
 
 /// Bytes between the scratch of two threads. Prefetchers run past the end of what a thread reads again and again, up to the end of a page; what another
 /// one writes there would go to and fro between their caches.
-pub(crate) const APART: usize = 4096;
+const APART: usize = 4096;
 
 /// Products of fewer multiply-adds than this stay on the calling thread: waking another costs more.
 pub const SEQUENTIAL: usize = 1 << 21;
