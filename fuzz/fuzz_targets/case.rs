@@ -88,17 +88,19 @@ pub fn any_call(u: &mut Unstructured<'_>) -> Result<Call> {
     let mut form = || layout_and_bit(u).map(|(layout, packed)| Form { packed, layout });
     let (rows, lanes) = (form()?, form()?);
     let (first, swapped) = layout_and_bit(u)?;
-    let operands = [first, any_layout(u)?, any_layout(u)?];
-    let cut = match u.int_in_range(0..=5u8)? {
+    let (second, piecewise) = layout_and_bit(u)?;
+    let operands = [first, second, any_layout(u)?];
+    let cut = match u.int_in_range(0..=6u8)? {
         0 => Cut::StreamingPanels,
         1 => Cut::StreamingRows,
         2 => Cut::InPlace,
+        3 => Cut::Deep,
         _ => {
             let mut size = |most: usize| u.int_in_range(0..=most);
             Cut::Given(Blocking { mc: size(20)?, kc: size(20)?, nc: size(3)?, group: size(3)? })
         }
     };
-    Ok(Call { rows, lanes, operands, cut, par: Par::Seq, swapped })
+    Ok(Call { rows, lanes, piecewise, operands, cut, par: Par::Seq, swapped })
 }
 
 /// Every instruction set with a way to call a product of its own.

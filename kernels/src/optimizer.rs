@@ -2,7 +2,7 @@
 
 use faer::MatMut;
 
-use crate::product::{Apply, Finish};
+use crate::product::{Apply, Finish, Time};
 use crate::strided::Target;
 use crate::vector::{Real, Vector};
 
@@ -128,9 +128,15 @@ impl<'a, T: Real> Descent<'a, T> {
             Decay::Coupled(lambda) => (lambda, 1.0),
             Decay::Decoupled(lambda) => (0.0, 1.0 - rate * lambda),
         };
-        let step = Step { weights: self.weights, scale: c(scale), pull: c(pull), keep: c(keep), rate: c(rate) };
+        let step = Step {
+            weights: self.weights,
+            scale: c(scale),
+            pull: Some(c(pull)).filter(|&pull| pull != T::ZERO),
+            keep: c(keep),
+            rate: c(rate),
+        };
         match (optimizer, self.moments) {
-            (Optimizer::Sgd, _) if pull == 0.0 => rule.follow(Plain(step)),
+            (Optimizer::Sgd, _) if pull == 0.0 => rule.follow(Plain(Step { rate: c(rate * scale), ..step })),
             (Optimizer::Sgd, _) => rule.follow(step),
             (Optimizer::Momentum { mu }, [Some(momentum), _]) => rule.follow(HeavyBall { step, momentum, mu: c(mu) }),
             (Optimizer::Adam { beta1, beta2, epsilon }, [Some(first), Some(second)]) => {
@@ -185,7 +191,7 @@ fn power(mut b: f64, mut n: u64) -> f64 {
 struct Step<'a, T> {
     weights: Target<'a, T>,
     scale: T,
-    pull: T,
+    pull: Option<T>,
     keep: T,
     rate: T,
 }
@@ -195,7 +201,7 @@ impl<T: Real> Step<'_, T> {
     #[inline(always)]
     fn gradient<S: Vector<T>>(&self, simd: S, sums: S::V, w: S::V) -> S::V {
         let gradient = simd.mul(simd.splat(self.scale), sums);
-        if self.pull == T::ZERO { gradient } else { simd.mul_add(simd.splat(self.pull), w, gradient) }
+        self.pull.map_or(gradient, |pull| simd.mul_add(simd.splat(pull), w, gradient))
     }
 
     /// `keep·w − rate·direction`.
@@ -239,13 +245,13 @@ impl<T: Real> Descend<T> for Step<'_, T> {
     }
 }
 
-/// Descent without coupled decay: so little arithmetic that the sums had better stay in registers.
+/// Descent without coupled decay: so little arithmetic that the sums had better stay in registers. The rate has the scale in it.
 #[derive(Clone, Copy)]
 struct Plain<'a, T>(Step<'a, T>);
 
 // SAFETY: as for `Step`.
 unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
-    const IN_REGISTERS: bool = true;
+    const TIME: Time = Time::InRegisters;
 
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.0.fits(rows, cols)
@@ -257,8 +263,8 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch(&self, col: usize) {
-        self.0.weights.prefetch(col);
+    fn prefetch<const UNIT: bool>(&self, col: usize) {
+        self.0.weights.prefetch::<UNIT>(col);
     }
 
     fn is_unit(&self) -> bool {
@@ -277,7 +283,7 @@ impl<T: Real> Descend<T> for Plain<'_, T> {
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
         let w = unsafe { self.0.weights.load::<S, UNIT>(simd, col, live) };
-        let new = self.0.descend(simd, w, simd.mul(simd.splat(self.0.scale), sums));
+        let new = self.0.descend(simd, w, sums);
         // SAFETY: contract of `apply`.
         unsafe { self.0.weights.store::<S, UNIT>(simd, col, live, new) };
         new
@@ -293,6 +299,8 @@ struct HeavyBall<'a, T> {
 
 // SAFETY: as for `Step`; `momentum` has the same shape.
 unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
+    const TIME: Time = Time::Beside;
+
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.step.fits(rows, cols) && self.momentum.shape() == (rows, cols)
     }
@@ -303,9 +311,9 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch(&self, col: usize) {
-        self.step.weights.prefetch(col);
-        self.momentum.prefetch(col);
+    fn prefetch<const UNIT: bool>(&self, col: usize) {
+        self.step.weights.prefetch::<UNIT>(col);
+        self.momentum.prefetch::<UNIT>(col);
     }
 
     fn is_unit(&self) -> bool {
@@ -351,6 +359,8 @@ struct AdamStep<'a, T> {
 
 // SAFETY: as for `Step`; the moments have the same shape.
 unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
+    const TIME: Time = Time::Beside;
+
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.step.fits(rows, cols) && [self.first.shape(), self.second.shape()] == [(rows, cols); 2]
     }
@@ -361,10 +371,10 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch(&self, col: usize) {
-        self.step.weights.prefetch(col);
-        self.first.prefetch(col);
-        self.second.prefetch(col);
+    fn prefetch<const UNIT: bool>(&self, col: usize) {
+        self.step.weights.prefetch::<UNIT>(col);
+        self.first.prefetch::<UNIT>(col);
+        self.second.prefetch::<UNIT>(col);
     }
 
     fn is_unit(&self) -> bool {

@@ -211,23 +211,37 @@ fn pack_transposed<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, 
         let filled = wide.next_multiple_of(lanes);
         for p0 in (0..depth).step_by(DEEP) {
             let end = depth.min(p0 + DEEP);
-            let squares = (end - p0) / side;
             for j in (0..filled).step_by(side) {
-                let mut done = p0;
-                if j + side <= wide {
-                    let from = view.submatrix(p0, j0 + j, squares * side, side);
-                    let rows = &mut block[p0 * width + j..];
-                    // SAFETY: `from` has `side` columns of `side·squares` contiguous elements (unit row stride); the last of as many rows of
-                    // `rows` starts at `(side·squares − 1)·width` and has `side` elements because `j + side ≤ wide ≤ width`.
-                    unsafe { arch::transpose(isa, from.as_ptr(), from.col_stride(), rows.as_mut_ptr(), width, squares) };
-                    done += squares * side;
-                }
-                for p in done..end {
-                    for j in j..filled.min(j + side) {
-                        block[p * width + j] = if j < wide { view[(p, j0 + j)] } else { T::ZERO };
-                    }
+                let cols = side.min(wide.saturating_sub(j));
+                let squares = if cols == side { (end - p0) / side } else { 0 };
+                let from = view.submatrix(p0, j0 + j, squares * side, cols);
+                let rows = &mut block[p0 * width + j..];
+                // SAFETY: if there are any squares, `from` has `side` columns of `side·squares` contiguous elements (unit row stride); the last
+                // of as many rows of `rows` starts at `(side·squares − 1)·width` and has `side` elements because `j + side ≤ wide ≤ width`.
+                unsafe { arch::transpose(isa, from.as_ptr(), from.col_stride(), rows.as_mut_ptr(), width, squares) };
+                for p in (p0 + squares * side..end).step_by(side) {
+                    let part = view.submatrix(p, j0 + j, side.min(end - p), cols);
+                    transpose_part(isa, part, &mut block[p * width + j..], width, side.min(filled - j));
                 }
             }
         }
+    }
+}
+
+/// Largest side of a square.
+const MAX_SIDE: usize = 16;
+
+/// Transposes a part of a square, of unit row stride, by way of a whole one: rows of `room` elements, zeros behind the last column.
+fn transpose_part<T: Real>(isa: Isa, part: MatRef<'_, T>, to: &mut [T], width: usize, room: usize) {
+    let side = arch::square::<T>(isa);
+    let (mut square, mut turned) = ([T::ZERO; MAX_SIDE * MAX_SIDE], [T::ZERO; MAX_SIDE * MAX_SIDE]);
+    for (c, square) in square.chunks_exact_mut(side).enumerate().take(part.ncols()) {
+        let column = part.col(c).try_as_col_major().expect("unit row stride").as_slice();
+        square[..column.len()].copy_from_slice(column);
+    }
+    // SAFETY: both have `side ≤ MAX_SIDE` rows of `side` elements.
+    unsafe { arch::transpose(isa, square.as_ptr(), side as isize, turned.as_mut_ptr(), side, 1) };
+    for (r, turned) in turned.chunks_exact(side).enumerate().take(part.nrows()) {
+        to[r * width..][..room].copy_from_slice(&turned[..room]);
     }
 }

@@ -10,10 +10,14 @@
 //!       epilogue                         sees each complete sum once
 //! ```
 //!
+//! Where [`Time`] says so, sums of tiles go to the epilogue from registers, or the epilogue of a block comes between the multiply-adds of the
+//! next.
+//!
 //! No constant of it and no number of threads changes a bit: every sum is one chain of fused multiply-adds in ascending depth.
 
-use faer::{MatRef, Par};
+use faer::{MatRef, Par, RowRef};
 
+use crate::arch;
 use crate::buffer::Buffer;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
@@ -27,9 +31,8 @@ use crate::vector::{Real, Vector};
 /// [`fits`](Self::fits) may return `true` only if [`apply`](Self::apply) keeps to its operands for every element of a
 /// `rows × cols` product.
 pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
-    /// Takes the sums of whole tiles from registers when the whole depth is done at once: for epilogues whose traffic is large against
-    /// the arithmetic.
-    const IN_REGISTERS: bool = false;
+    /// When sums of whole tiles had best meet the epilogue, if the whole depth is done at once and columns are contiguous.
+    const TIME: Time = Time::Afterwards;
 
     /// Whether the operands have the shape of a product of `rows × cols`.
     fn fits(&self, rows: usize, cols: usize) -> bool;
@@ -42,7 +45,7 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
 
     /// Asks for the operands of the first row's element `col`, which need not exist; for epilogues that read what they write.
     #[inline(always)]
-    fn prefetch(&self, _col: usize) {}
+    fn prefetch<const UNIT: bool>(&self, _col: usize) {}
 
     /// Takes the sums of elements `col..col + live` of the first row.
     ///
@@ -52,36 +55,67 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize);
 }
 
+/// When the sums of a block meet the epilogue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Time {
+    /// When the block is done, row by row.
+    Afterwards,
+    /// Tile by tile, in registers: for epilogues whose traffic is large against the arithmetic.
+    InRegisters,
+    /// While the next block is summed, row by row, some vectors at a time between multiply-adds: for epilogues with so much traffic and such
+    /// slow operations that they had better hide behind those.
+    Beside,
+}
+
 /// An [`Apply`] behind a pointer, so that the loops are compiled once.
 pub(crate) trait Finish<T: Real>: Sync {
     /// [`Apply::fits`].
     fn suits(&self, rows: usize, cols: usize) -> bool;
 
-    /// Applies the epilogue to a block of sums.
+    /// [`Apply::TIME`], if the columns are contiguous.
+    fn time(&self) -> Time;
+
+    /// Applies the epilogue to what it has not met of a block.
     ///
     /// # Safety
     /// [`suits`](Self::suits) holds for a product that contains the block, and no other call on that product shares an element with it.
-    unsafe fn finish(&self, isa: Isa, block: &Sums<'_, T>);
+    unsafe fn finish(&self, isa: Isa, sums: &Sums<'_, T>);
 
-    /// Whether [`finish_tiles`](Self::finish_tiles) is there to be called.
-    fn takes_tiles(&self) -> bool;
-
-    /// Computes a run of whole tiles of MR × NR, from zero, and applies the epilogue to each; the first starts at `(row, col)` of the
-    /// product, the next ones lie to its right. Their sums are not stored.
+    /// Computes a run of whole tiles of MR × NR, from zero, and applies the epilogue to vectors of another block between their multiply-adds.
+    /// Returns [`Part::done`] of that block.
     ///
     /// # Safety
-    /// As [`finish`](Self::finish) for the tiles; contracts 1 and 2 of [`tile::run`].
-    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, row: usize, col: usize);
+    /// As [`finish`](Self::finish) for the block; the contract of [`tile::run`] for the tiles. [`time`](Self::time) is [`Time::Beside`].
+    unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>) -> usize;
+
+    /// Computes a run of tiles of MR rows and `vectors` whole vectors, from zero, and applies the epilogue to each; the first starts at
+    /// `(row, col)` of the product, the next ones lie to its right. Their sums are not stored.
+    ///
+    /// # Safety
+    /// As [`finish`](Self::finish) for the tiles; contracts 1 and 2 of [`tile::run`]. [`time`](Self::time) is [`Time::InRegisters`].
+    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize);
 }
 
-/// A block of finished sums: element `(i, j)` of the product is at `(i − i0)·stride + j − j0`.
+/// A part of a product of which the sums are there.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    /// First row.
+    pub(crate) i0: usize,
+    /// Rows.
+    pub(crate) height: usize,
+    /// First column.
+    pub(crate) j0: usize,
+    /// Columns.
+    pub(crate) cols: usize,
+    /// Whole vectors, in the order of rows, that have met the epilogue.
+    pub(crate) done: usize,
+}
+
+/// The sums of a block: element `(i, j)` of the product is at `(i − i0)·stride + j − j0`.
 pub(crate) struct Sums<'a, T> {
     pub(crate) sums: &'a [T],
     pub(crate) stride: usize,
-    pub(crate) i0: usize,
-    pub(crate) height: usize,
-    pub(crate) j0: usize,
-    pub(crate) cols: usize,
+    pub(crate) part: Part,
 }
 
 impl<T: Real, A: Apply<T>> Finish<T> for A {
@@ -89,24 +123,101 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
         self.fits(rows, cols)
     }
 
-    unsafe fn finish(&self, isa: Isa, block: &Sums<'_, T>) {
-        isa.run::<T, _>(Applied { block, epilogue: *self });
+    fn time(&self) -> Time {
+        if self.is_unit() { A::TIME } else { Time::Afterwards }
     }
 
-    fn takes_tiles(&self) -> bool {
-        A::IN_REGISTERS && self.is_unit()
+    unsafe fn finish(&self, isa: Isa, sums: &Sums<'_, T>) {
+        isa.run::<T, _>(Applied { sums, epilogue: *self });
     }
 
-    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, row: usize, col: usize) {
-        if A::IN_REGISTERS {
-            isa.run::<T, _>(InRegisters { tiles, row, col, epilogue: *self });
+    unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>) -> usize {
+        if A::TIME == Time::Beside { isa.run::<T, _>(Beside { tiles, sums, epilogue: *self }) } else { sums.part.done }
+    }
+
+    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize) {
+        if A::TIME == Time::InRegisters {
+            isa.run::<T, _>(InRegisters { tiles, vectors, row, col, epilogue: *self });
         }
     }
 }
 
-/// A run of whole tiles whose sums go to the epilogue in registers.
+/// A run of whole tiles, and the epilogue over another block in between.
+struct Beside<'a, 'b, T, A> {
+    tiles: &'a Tiles<T>,
+    sums: &'a Sums<'b, T>,
+    epilogue: A,
+}
+
+impl<T: Real, A: Apply<T>> Kernel<T> for Beside<'_, '_, T, A> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) -> usize {
+        match (S::REGISTER_COUNT, S::IS_SCALAR) {
+            (32, _) => self.tiles::<S, 8, 3>(simd),
+            (_, false) => self.tiles::<S, 6, 2>(simd),
+            (_, true) => self.tiles::<S, 4, 2>(simd),
+        }
+    }
+}
+
+impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
+    #[inline(always)]
+    fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) -> usize {
+        let Tiles { rows, mut lanes, sums: mut to, depth, count, .. } = *self.tiles;
+        let Sums { sums, stride, part: Part { i0, height, j0, cols, done } } = *self.sums;
+        let whole = cols / S::LANES;
+        let (mut row, mut v) = (done / whole.max(1), done % whole.max(1));
+        // Each tile takes a share of one row, such that the run gets through the block if it has as many tiles as rows.
+        let most = whole.div_ceil((count / height).max(1));
+        let (mut planned, mut together, mut deep) = (0, 0, 0);
+        for _ in 0..count {
+            let mut acc = [[simd.splat(T::ZERO); V]; R];
+            let (mut left, mut right, mut rest) = (rows, lanes, depth);
+            let share = if row < height { most.min(whole - v) } else { 0 };
+            if share > 0 {
+                let epilogue = self.epilogue.skip_rows(i0 + row);
+                let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
+                if share != planned {
+                    // Vectors that come together, at least two whose slow operations overlap, and the piece of depth before them.
+                    (planned, together) = (share, 2 * share.div_ceil(2 * depth.max(1)));
+                    deep = depth / share.div_ceil(together);
+                }
+                for vectors in vectors[v..v + share].chunks(together) {
+                    // SAFETY: contract of `Finish::finish_beside`: as many pieces of `deep` as there are chunks are no more than the depth.
+                    acc = unsafe { tile::accumulate::<T, S, R, V, false>(simd, acc, left, right, deep, right) };
+                    left.at = left.at.wrapping_offset(deep as isize * left.step);
+                    right.at = right.at.wrapping_offset(deep as isize * right.step);
+                    rest -= deep;
+                    for &sums in vectors {
+                        let col = j0 + v * S::LANES;
+                        epilogue.prefetch::<true>(col + AHEAD * S::LANES);
+                        // SAFETY: contract of `Finish::finish_beside`: vector `v` of row `row` is one of the block that has not met the epilogue,
+                        // and columns are contiguous.
+                        unsafe { epilogue.apply::<S, true>(simd, sums, col, S::LANES) };
+                        v += 1;
+                    }
+                }
+                if v == whole {
+                    (row, v) = (row + 1, 0);
+                }
+            }
+            // SAFETY: as above, what is left of the depth.
+            let acc = unsafe { tile::accumulate::<T, S, R, V, false>(simd, acc, left, right, rest, right) };
+            // SAFETY: contract 3 of `tile::run`.
+            unsafe { tile::store::<T, S, R, V>(to, acc) };
+            lanes.at = lanes.at.wrapping_offset(lanes.jump);
+            to.at = to.at.wrapping_offset(to.jump);
+        }
+        row * whole + v
+    }
+}
+
+/// A run of tiles of whole vectors whose sums go to the epilogue in registers.
 struct InRegisters<'a, T, A> {
     tiles: &'a Tiles<T>,
+    vectors: usize,
     row: usize,
     col: usize,
     epilogue: A,
@@ -118,10 +229,14 @@ impl<T: Real, A: Apply<T>> Kernel<T> for InRegisters<'_, T, A> {
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
         // The tile shapes of the table in `isa.rs`; the conditions are constants.
-        match (S::REGISTER_COUNT, S::IS_SCALAR) {
-            (32, _) => self.tiles::<S, 8, 3>(simd),
-            (_, false) => self.tiles::<S, 6, 2>(simd),
-            (_, true) => self.tiles::<S, 4, 2>(simd),
+        match (S::REGISTER_COUNT, S::IS_SCALAR, self.vectors) {
+            (32, _, 3) => self.tiles::<S, 8, 3>(simd),
+            (32, _, 2) => self.tiles::<S, 8, 2>(simd),
+            (32, _, _) => self.tiles::<S, 8, 1>(simd),
+            (_, false, 2) => self.tiles::<S, 6, 2>(simd),
+            (_, false, _) => self.tiles::<S, 6, 1>(simd),
+            (_, true, 2) => self.tiles::<S, 4, 2>(simd),
+            (_, true, _) => self.tiles::<S, 4, 1>(simd),
         }
     }
 }
@@ -135,10 +250,11 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
         let ahead = (128 / depth.max(1)).clamp(2, 8);
         for t in 0..count {
             for v in 0..V {
-                each.iter().for_each(|row| row.prefetch(self.col + ((t + ahead) * V + v) * S::LANES));
+                each.iter().for_each(|row| row.prefetch::<true>(self.col + ((t + ahead) * V + v) * S::LANES));
             }
             // SAFETY: contract of `Finish::finish_tiles`.
-            let sums = unsafe { tile::accumulate(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth) };
+            let sums =
+                unsafe { tile::accumulate::<T, S, R, V, false>(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth, lanes) };
             for r in 0..R {
                 for v in 0..V {
                     let col = self.col + (t * V + v) * S::LANES;
@@ -165,6 +281,8 @@ pub enum Rows<'a, T> {
 pub enum Lanes<'a, T> {
     /// Read where it is if its columns have unit stride, else packed block by block.
     View(MatRef<'a, T>),
+    /// Packed block by block, each asked for while the last one is worked on: right for an operand that is far away, if many rows meet each block.
+    Piecewise(MatRef<'a, T>),
     /// Packed beforehand.
     Packed(&'a Panels<T>),
 }
@@ -181,7 +299,7 @@ impl<T: Real> Rows<'_, T> {
 impl<T: Real> Lanes<'_, T> {
     fn shape(&self) -> (usize, usize) {
         match self {
-            Lanes::View(view) => (view.nrows(), view.ncols()),
+            Lanes::View(view) | Lanes::Piecewise(view) => (view.nrows(), view.ncols()),
             Lanes::Packed(panels) => panels.shape(),
         }
     }
@@ -225,11 +343,17 @@ impl Blocking {
         Self { mc: mr, kc, nc: near.clamp(1, 128), group: 1 }
     }
 
+    /// Some hundred rows of output over so much depth that a packed right operand would not stay near: for [`Lanes::View`], or
+    /// [`Lanes::Piecewise`] if the operand is far away.
+    pub fn deep(rows: usize) -> Self {
+        Self { mc: rows.clamp(1, 512), kc: 512, nc: 1, group: 1 }
+    }
+
     /// A few rows against a right operand with contiguous columns that is read where it is: for hardly any rows shallow blocks of depth
     /// over all columns, so that memory is walked in its own order, else [`on_the_fly`](Self::on_the_fly).
     pub fn in_place<T: Real>(isa: Isa, rows: usize) -> Self {
         if rows > 16 {
-            return Self::on_the_fly(rows);
+            return Self { kc: 512, ..Self::on_the_fly(rows) };
         }
         let mc = rows.max(1);
         let nc = CACHE / 4 / size_of::<T>() / (mc * panel_width::<T>(isa));
@@ -294,13 +418,12 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
     let ((m, depth), (lanes_depth, n)) = (rows.shape(), lanes.shape());
     assert_eq!(depth, lanes_depth, "the operands of a product share their depth");
     assert!(epilogue.suits(m, n), "the epilogue has operands of another shape than the product, {m} × {n}");
-    let (mr, nv) = isa.tile();
-    let width = panel_width::<T>(isa);
+    let (mr, mut nv) = isa.tile();
     if let Rows::Packed(bands) = rows {
         assert_eq!(bands.height(), mr, "bands were packed for another instruction set");
     }
     if let Lanes::Packed(panels) = lanes {
-        assert_eq!(panels.width(), width, "panels were packed for another instruction set");
+        assert_eq!(panels.width(), panel_width::<T>(isa), "panels were packed for another instruction set");
     }
     if m == 0 || n == 0 {
         return;
@@ -308,19 +431,38 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
 
     let mc = blocking.mc.clamp(1, m).next_multiple_of(mr);
     let kc = blocking.kc.clamp(1, depth.max(1));
+    let threads = match par {
+        Par::Rayon(threads) if m * n * depth.max(1) >= SEQUENTIAL => threads.get(),
+        _ => 1,
+    };
+    let time = match epilogue.time() {
+        // Needs a whole band in a block, and some multiply-adds to hide behind.
+        Time::Beside if mc > mr || kc < depth || depth < 24 => Time::Afterwards,
+        time => time,
+    };
+    let row_blocks = m.div_ceil(mc);
+    if threads > 1 && blocking.nc == 1 && time == Time::Afterwards && !matches!(lanes, Lanes::Packed(_)) {
+        // Columns of the thread that has most: narrower panels can be shared out more evenly, and cost a little more each.
+        let most = |nv: usize| {
+            let width = nv * isa.lanes::<T>();
+            (row_blocks * n.div_ceil(width)).div_ceil(threads) * width
+        };
+        if 20 * most(nv) > 21 * most(2) {
+            nv = 2;
+        }
+    }
+    let width = nv * isa.lanes::<T>();
     let panels = n.div_ceil(width);
     // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread.
     let col_blocks = panels.div_ceil(blocking.nc.clamp(1, panels));
     let nc = panels.div_ceil(col_blocks);
-    let grid = Grid { row_blocks: m.div_ceil(mc), col_blocks: panels.div_ceil(nc), group: blocking.group.max(1) };
-    let tasks = match par {
-        Par::Rayon(threads) if m * n * depth.max(1) >= SEQUENTIAL => threads.get().min(grid.len()),
-        _ => 1,
-    };
-    let pack_len = if matches!(lanes, Lanes::View(_)) { kc * width } else { 0 };
-    let part = (mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>()) + APART / size_of::<T>();
+    let grid = Grid { row_blocks, col_blocks: panels.div_ceil(nc), group: blocking.group.max(1) };
+    let tasks = threads.min(grid.len());
+    let pack_len = if matches!(lanes, Lanes::Packed(_)) { 0 } else { kc * width };
+    let places = if time == Time::Beside { 2 } else { 1 };
+    let part = (places * mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>()) + APART / size_of::<T>();
     scratch.0.reserve(part * tasks);
-    let work = Work { isa, rows, lanes, epilogue, m, n, depth, mr, nv, width, mc, kc, nc, grid };
+    let work = Work { isa, rows, lanes, epilogue, time, m, n, depth, mr, nv, width, mc, kc, nc, grid };
     work.share(0, grid.len(), tasks, part, &mut scratch.0.as_mut_slice()[..part * tasks]);
 }
 
@@ -352,6 +494,7 @@ struct Work<'a, T> {
     rows: Rows<'a, T>,
     lanes: Lanes<'a, T>,
     epilogue: &'a dyn Finish<T>,
+    time: Time,
     m: usize,
     n: usize,
     depth: usize,
@@ -368,9 +511,17 @@ impl<T: Real> Work<'_, T> {
     /// Works on positions `from..to` with `tasks` tasks, each with its part of the scratch.
     fn share(&self, from: usize, to: usize, tasks: usize, part: usize, scratch: &mut [T]) {
         if tasks <= 1 {
+            let size = self.mc * self.nc * self.width;
+            let (mut here, rest) = scratch.split_at_mut(size);
+            let (mut before, packed) = rest.split_at_mut(if self.time == Time::Beside { size } else { 0 });
+            let mut pending = None;
             for position in from..to {
-                self.block(position, scratch);
+                pending = self.block(position, here, packed, (pending, before));
+                if self.time == Time::Beside {
+                    core::mem::swap(&mut here, &mut before);
+                }
             }
+            self.finish(pending, before);
             return;
         }
         let left = tasks / 2;
@@ -379,15 +530,24 @@ impl<T: Real> Work<'_, T> {
         rayon::join(|| self.share(from, middle, left, part, a), || self.share(middle, to, tasks - left, part, b));
     }
 
-    /// One block of output, from first product to epilogue.
-    fn block(&self, position: usize, scratch: &mut [T]) {
+    /// What is left of the epilogue of a part.
+    fn finish(&self, part: Option<Part>, sums: &[T]) {
+        if let Some(part) = part {
+            // SAFETY: `drive` has checked that the epilogue fits the product, which contains the block; blocks do not overlap.
+            unsafe { self.epilogue.finish(self.isa, &Sums { sums, stride: self.nc * self.width, part }) };
+        }
+    }
+
+    /// One block of output, from first product to epilogue; and the epilogue of the block before. Returns the block if its epilogue is to be applied
+    /// beside the next.
+    fn block(&self, position: usize, sums: &mut [T], packed: &mut [T], before: (Option<Part>, &[T])) -> Option<Part> {
         let (row_block, col_block) = self.grid.at(position);
         let i0 = row_block * self.mc;
         let height = self.mc.min(self.m - i0);
         let panel0 = col_block * self.nc;
         let panels = self.nc.min(self.n.div_ceil(self.width) - panel0);
         let stride = self.nc * self.width;
-        let (sums, packed) = scratch.split_at_mut(self.mc * stride);
+        let (mut pending, before) = before;
         // Columns before this one have met the epilogue already, in registers.
         let mut done = panel0 * self.width;
         for p0 in (0..self.depth.max(1)).step_by(self.kc) {
@@ -399,34 +559,53 @@ impl<T: Real> Work<'_, T> {
                 // Panels that lie as they should, and one behind the other.
                 let alike = if self.lies_well(cols) { (self.n - j0).div_euclid(self.width).clamp(1, panels - panel) } else { 1 };
                 let lanes = self.right(p0, deep, j0, cols, packed);
-                if deep == self.depth && height == self.mr && cols == self.width && self.epilogue.takes_tiles() {
-                    let rows = self.left(0, i0);
-                    let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
-                    let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false };
-                    // SAFETY: as for `finish` below; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
-                    unsafe { self.epilogue.finish_tiles(self.isa, &tiles, i0, j0) };
-                    done = j0 + alike * self.width;
-                } else {
-                    let at = &mut sums[panel * self.width..];
-                    self.tiles(p0, deep, i0, height, lanes, (cols, alike), at, stride);
+                let is_whole_band = deep == self.depth && height == self.mr;
+                let lanes_of_one = self.width / self.nv;
+                let to = &mut sums[panel * self.width..];
+                match (self.time, &mut pending) {
+                    (Time::InRegisters, _) if is_whole_band && cols.is_multiple_of(lanes_of_one) => {
+                        let rows = self.left(0, i0);
+                        let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
+                        let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: lanes };
+                        // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
+                        unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0) };
+                        done = j0 + (alike - 1) * self.width + cols;
+                    }
+                    (Time::Beside, Some(part)) if is_whole_band && cols == self.width => {
+                        let to = Operand { at: to.as_mut_ptr(), row: stride as isize, step: 0, jump: self.width as isize };
+                        let tiles = Tiles {
+                            rows: self.left(0, i0),
+                            lanes,
+                            sums: to,
+                            depth: deep,
+                            count: alike,
+                            resume: false,
+                            ask: lanes,
+                        };
+                        let sums = Sums { sums: before, stride, part: *part };
+                        // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
+                        part.done = unsafe { self.epilogue.finish_beside(self.isa, &tiles, &sums) };
+                    }
+                    _ => self.tiles(self.piece_after(p0, j0), p0, deep, i0, height, lanes, (cols, alike), to, stride),
                 }
                 panel += alike;
             }
         }
+        self.finish(pending, before);
         let end = ((panel0 + panels) * self.width).min(self.n);
-        if done == end {
-            return;
+        let part = (done < end).then_some(Part { i0, height, j0: done, cols: end - done, done: 0 });
+        if self.time == Time::Beside {
+            return part;
         }
-        let sums = &sums[done - panel0 * self.width..];
-        let block = Sums { sums, stride, i0, height, j0: done, cols: end - done };
-        // SAFETY: `drive` has checked that the epilogue fits the product, which contains the block; blocks do not overlap.
-        unsafe { self.epilogue.finish(self.isa, &block) };
+        self.finish(part, &sums[done - panel0 * self.width..]);
+        None
     }
 
     /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns, the first of them at `lanes`, over one block of depth.
     #[expect(clippy::too_many_arguments, reason = "a piece of a product in three dimensions")]
     fn tiles(
         &self,
+        next: Option<MatRef<'_, T>>,
         p0: usize,
         deep: usize,
         i0: usize,
@@ -437,6 +616,7 @@ impl<T: Real> Work<'_, T> {
         stride: usize,
     ) {
         let vectors = cols.div_ceil(self.width / self.nv);
+        let ask = self.ask(lanes, deep, height.div_ceil(self.mr), alike);
         let mut run = |i: usize, high: usize, count: usize, along_rows: bool, lanes: Operand<*const T>, panel: usize| {
             let rows = self.left(p0, i0 + i);
             let at = sums[i * stride + panel * self.width..].as_mut_ptr();
@@ -448,6 +628,7 @@ impl<T: Real> Work<'_, T> {
                 depth: deep,
                 count,
                 resume: p0 > 0,
+                ask: Operand { at: ask.at.wrapping_offset((i / self.mr) as isize * ask.jump), ..ask },
             };
             // SAFETY: `1 ≤ high ≤ mr ≤ MAX_MR`, `1 ≤ vectors ≤ nv ≤ MAX_NV`, and
             // 1. `self.left` is good for the whole bands, or the rest of one, that `count` and `high` span within `height` rows;
@@ -463,11 +644,44 @@ impl<T: Real> Work<'_, T> {
         }
         for panel in 0..alike {
             let lanes = Operand { at: lanes.at.wrapping_offset(panel as isize * lanes.jump), ..lanes };
-            run(0, self.mr, whole, true, lanes, panel);
+            // What is to be packed next is asked for a few rows at a time.
+            let bands = if next.is_some() { ASKED } else { whole };
+            for band in (0..whole).step_by(bands.max(1)) {
+                run(band * self.mr, self.mr, bands.min(whole - band), true, lanes, panel);
+                if let Some(next) = next {
+                    let rows = next.nrows() * band / whole..next.nrows() * (band + ASKED).min(whole) / whole;
+                    rows.for_each(|row| prefetch(next.row(row)));
+                }
+            }
             if rest > 0 {
                 run(whole * self.mr, rest, 1, true, lanes, panel);
             }
         }
+    }
+
+    /// What to ask for while `bands` bands of rows meet `alike` panels: the panels after them, if they may be far away.
+    fn ask(&self, lanes: Operand<*const T>, deep: usize, bands: usize, alike: usize) -> Operand<*const T> {
+        let line = (64 / size_of::<T>()) as isize;
+        match self.lanes {
+            Lanes::Packed(_) if alike == 1 && bands > 1 => {
+                // They lie behind these: all of them, evenly over the steps of depth of all bands.
+                let step = self.width.div_ceil(bands) as isize;
+                Operand { at: lanes.at.wrapping_add(deep * self.width), row: 0, step, jump: step * deep as isize }
+            }
+            Lanes::View(view) if bands >= 4 && lanes.step == view.row_stride() && self.depth * self.n * size_of::<T>() > FAR => {
+                // A line of each row for the first band, the next line for the next.
+                Operand { at: lanes.at.wrapping_add(alike * self.width), row: 0, step: lanes.step, jump: line }
+            }
+            _ => Operand { step: 0, jump: 0, ..lanes },
+        }
+    }
+
+    /// The piece of the right operand that is packed after that at `depth0` and `col`, where the product goes on with it.
+    fn piece_after(&self, depth0: usize, col: usize) -> Option<MatRef<'_, T>> {
+        let Lanes::Piecewise(view) = self.lanes else { return None };
+        let depth0 = depth0 + self.kc;
+        let (depth0, col) = if depth0 < self.depth { (depth0, col) } else { (0, col + self.width) };
+        (col < self.n).then(|| view.submatrix(depth0, col, self.kc.min(self.depth - depth0), self.width.min(self.n - col)))
     }
 
     /// Element `(depth0, row)` of the left operand and the way from there; the jump is to the next band.
@@ -490,6 +704,7 @@ impl<T: Real> Work<'_, T> {
     fn lies_well(&self, cols: usize) -> bool {
         match self.lanes {
             Lanes::Packed(_) => true,
+            Lanes::Piecewise(_) => false,
             Lanes::View(view) => view.col_stride() == 1 && cols.is_multiple_of(self.width / self.nv),
         }
     }
@@ -507,7 +722,7 @@ impl<T: Real> Work<'_, T> {
                 let at = view.as_ptr().wrapping_offset(depth0 as isize * view.row_stride()).wrapping_add(col);
                 Operand { at, row: 0, step: view.row_stride(), jump: width }
             }
-            Lanes::View(view) => {
+            Lanes::View(view) | Lanes::Piecewise(view) => {
                 let panel = &mut packed[..deep * self.width];
                 pack_blocks(self.isa, panel, self.width, self.width / self.nv, view.submatrix(depth0, col, deep, cols));
                 Operand { at: packed.as_ptr(), row: 0, step: width, jump: 0 }
@@ -516,9 +731,22 @@ impl<T: Real> Work<'_, T> {
     }
 }
 
-/// An epilogue over one block, under an instruction set.
+/// Bytes of a right operand from which on what is read next is asked for.
+const FAR: usize = 1 << 23;
+
+/// Bands of rows between which some of the next piece is asked for.
+const ASKED: usize = 4;
+
+/// Asks for a row in the second-level cache.
+fn prefetch<T: Real>(row: RowRef<'_, T>) {
+    for col in (0..row.ncols()).step_by(64 / size_of::<T>()) {
+        arch::prefetch_second(row.as_ptr().wrapping_offset(col as isize * row.col_stride()));
+    }
+}
+
+/// An epilogue over what is left of a block, under an instruction set.
 struct Applied<'a, 'b, T, A> {
-    block: &'a Sums<'b, T>,
+    sums: &'a Sums<'b, T>,
     epilogue: A,
 }
 
@@ -537,13 +765,13 @@ pub(crate) const AHEAD: usize = 24;
 impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
     #[inline(always)]
     fn rows<S: Vector<T>, const UNIT: bool>(self, simd: S) {
-        let Sums { sums, stride, i0, height, j0, cols } = *self.block;
+        let Sums { sums, stride, part: Part { i0, height, j0, cols, done } } = *self.sums;
         for i in 0..height {
             let epilogue = self.epilogue.skip_rows(i0 + i);
             let (vectors, _) = S::as_vectors(&sums[i * stride..][..cols.next_multiple_of(S::LANES)]);
             let whole = cols / S::LANES;
-            for (v, &sums) in vectors.iter().enumerate().take(whole) {
-                epilogue.prefetch(j0 + (v + AHEAD) * S::LANES);
+            for (v, &sums) in vectors.iter().enumerate().take(whole).skip(done.saturating_sub(i * whole)) {
+                epilogue.prefetch::<UNIT>(j0 + (v + AHEAD) * S::LANES);
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.
                 unsafe { epilogue.apply::<S, UNIT>(simd, sums, j0 + v * S::LANES, S::LANES) };
             }

@@ -129,19 +129,25 @@ pub(crate) fn run_max_abs<T: Real>(isa: Isa, x: &[T]) -> f64 {
         type Output = f64;
         #[inline(always)]
         fn run<S: Vector<T>>(self, simd: S) -> f64 {
-            let infinity = simd.splat(T::from_f64(f64::INFINITY));
-            let mut largest = simd.splat(T::ZERO);
+            // Zero times an element: NaN if it is not finite.
+            let (zero, mut nothing, mut largest) = (simd.splat(T::ZERO), [simd.splat(T::ZERO); 4], [simd.splat(T::ZERO); 4]);
             let (vectors, rest) = S::as_vectors(self.0);
-            let tail = [simd.load_partial(rest)];
-            for &x in vectors.iter().chain(&tail) {
-                let size = simd.abs(x);
-                let number = simd.select(simd.le(size, infinity), size, infinity);
-                largest = simd.select(simd.lt(largest, number), number, largest);
+            let (blocks, more) = vectors.as_chunks::<4>();
+            let mut take = |k: usize, x: S::V| {
+                nothing[k] = simd.mul_add(x, zero, nothing[k]);
+                largest[k] = simd.at_least(simd.abs(x), largest[k]);
+            };
+            for block in blocks {
+                block.iter().enumerate().for_each(|(k, &x)| take(k, x));
             }
-            let mut lanes = [T::ZERO; crate::strided::MAX_LANES];
-            let (to, _) = S::as_vectors_mut(&mut lanes);
-            to[0] = largest;
-            lanes.iter().fold(0.0, |m, x| f64::max(m, x.to_f64()))
+            more.iter().enumerate().for_each(|(k, &x)| take(k, x));
+            take(3, simd.load_partial(rest));
+            let fold = |[a, b, c, d]: [S::V; 4], combine: &dyn Fn(S::V, S::V) -> S::V| combine(combine(a, b), combine(c, d));
+            if simd.sum(fold(nothing, &|a, b| simd.add(a, b))) == T::ZERO {
+                simd.largest(fold(largest, &|a, b| simd.at_least(a, b))).to_f64()
+            } else {
+                f64::INFINITY
+            }
         }
     }
     isa.run::<T, _>(MaxAbs(x))

@@ -21,7 +21,7 @@ use crate::epilogue::Epilogue;
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
-use crate::product::{Finish, Scratch, Sums};
+use crate::product::{Finish, Part, Scratch, Sums};
 use crate::vector::{Real, Vector};
 
 /// Vectors of a full block, and of the smallest one.
@@ -841,7 +841,8 @@ impl<T: Real> Finished<'_, T> {
                 sums.iter().enumerate().for_each(|(sample, &sum)| by_sample[sample * PART + i] = sum);
             }
         }
-        let sums = Sums { sums: by_sample, stride: PART, i0: self.from, height: self.live, j0: lines.start, cols: count };
+        let part = Part { i0: self.from, height: self.live, j0: lines.start, cols: count, done: 0 };
+        let sums = Sums { sums: by_sample, stride: PART, part };
         // SAFETY: `run_product` has asked whether the epilogue suits the product, and each of its blocks comes here once.
         unsafe { self.epilogue.finish(self.isa, &sums) };
     }
@@ -913,7 +914,8 @@ impl<T: Real> Gradients<'_, T> {
             Indices::Narrow(indices) => self.isa.run::<T, _>(Dots { work: self, indices, elements: elements.clone(), sums }),
             Indices::Wide(indices) => self.isa.run::<T, _>(Dots { work: self, indices, elements: elements.clone(), sums }),
         }
-        let sums = Sums { sums, stride: GRADIENTS, i0: 0, height: 1, j0: elements.start, cols: elements.len() };
+        let part = Part { i0: 0, height: 1, j0: elements.start, cols: elements.len(), done: 0 };
+        let sums = Sums { sums, stride: GRADIENTS, part };
         // SAFETY: `run_update` has asked whether the epilogue suits, and each block comes here once.
         unsafe { self.epilogue.finish(self.isa, &sums) };
     }

@@ -175,10 +175,11 @@ impl<'a, T: Real> Target<'a, T> {
         unsafe { gather(simd, at, stride, live) }
     }
 
-    /// Asks for the cache line of element `col` of the first row, which need not exist.
+    /// Asks for the cache line of element `col` of the first row, which need not exist; `UNIT` as for [`load`](Self::load).
     #[inline(always)]
-    pub(crate) fn prefetch(self, col: usize) {
-        arch::prefetch(self.ptr.wrapping_offset(col as isize * self.col_stride));
+    pub(crate) fn prefetch<const UNIT: bool>(self, col: usize) {
+        let stride = if UNIT { 1 } else { self.col_stride };
+        arch::prefetch(self.ptr.wrapping_offset(col as isize * stride));
     }
 
     /// Overwrites elements `col..col + live` of the first row with the first lanes.

@@ -1,5 +1,6 @@
 //! The micro-kernel: a register tile of sums, MR rows by NV vectors.
 
+use crate::arch;
 use crate::isa::{Isa, Kernel};
 use crate::vector::{Real, Vector};
 
@@ -18,6 +19,8 @@ pub(crate) struct Tiles<T> {
     pub(crate) depth: usize,
     pub(crate) count: usize,
     pub(crate) resume: bool,
+    /// What is asked for in the second-level cache meanwhile, a line at each step of depth, which need not exist; nothing with a step of zero.
+    pub(crate) ask: Operand<*const T>,
 }
 
 /// Where one operand of a run of tiles is, in elements.
@@ -51,7 +54,7 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        let Tiles { mut rows, mut lanes, mut sums, depth, count, resume } = *self.0;
+        let Tiles { mut rows, mut lanes, mut sums, depth, count, resume, mut ask } = *self.0;
         for _ in 0..count {
             let mut acc = [[simd.splat(T::ZERO); V]; R];
             if resume {
@@ -63,15 +66,15 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
                     }
                 }
             }
-            // SAFETY: contracts 1 and 2 of `run`.
-            let acc = unsafe { accumulate(simd, acc, rows, lanes, depth) };
-            for r in 0..R {
-                for v in 0..V {
-                    let at = sums.at.wrapping_offset(r as isize * sums.row).wrapping_add(v * S::LANES);
-                    // SAFETY: contract 3, `r < R`, `v < V`.
-                    unsafe { at.cast::<S::V>().write_unaligned(acc[r][v]) };
-                }
-            }
+            let acc = match ask.step {
+                // SAFETY: contracts 1 and 2 of `run`.
+                0 => unsafe { accumulate::<T, S, R, V, false>(simd, acc, rows, lanes, depth, ask) },
+                // SAFETY: as above.
+                _ => unsafe { accumulate::<T, S, R, V, true>(simd, acc, rows, lanes, depth, ask) },
+            };
+            // SAFETY: contract 3 of `run`.
+            unsafe { store::<T, S, R, V>(sums, acc) };
+            ask.at = ask.at.wrapping_offset(ask.jump);
             rows.at = rows.at.wrapping_offset(rows.jump);
             lanes.at = lanes.at.wrapping_offset(lanes.jump);
             sums.at = sums.at.wrapping_offset(sums.jump);
@@ -79,20 +82,21 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
     }
 }
 
-/// Adds the products of a tile to its sums, in registers.
+/// Adds the products of a tile to its sums, in registers; with `ASK` a line is asked for at each step of depth.
 ///
 /// # Safety
 /// Contracts 1 and 2 of [`run`] for `R` rows, `V` vectors and one tile.
 #[inline(always)]
-pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: usize>(
+pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: usize, const ASK: bool>(
     simd: S,
     mut acc: [[S::V; V]; R],
     rows: Operand<*const T>,
     lanes: Operand<*const T>,
     depth: usize,
+    ask: Operand<*const T>,
 ) -> [[S::V; V]; R] {
     let row: [*const T; R] = core::array::from_fn(|r| rows.at.wrapping_offset(r as isize * rows.row));
-    let mut lane = lanes.at;
+    let (mut lane, mut asked) = (lanes.at, ask.at);
     let mut offset = 0isize;
     for _ in 0..depth {
         let mut b = [simd.splat(T::ZERO); V];
@@ -107,10 +111,29 @@ pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: 
                 acc[r][v] = simd.mul_add(a, b[v], acc[r][v]);
             }
         }
+        if ASK {
+            arch::prefetch_second(asked);
+            asked = asked.wrapping_offset(ask.step);
+        }
         lane = lane.wrapping_offset(lanes.step);
         offset += rows.step;
     }
     acc
+}
+
+/// Stores the sums of a tile.
+///
+/// # Safety
+/// Contract 3 of [`run`] for `R` rows, `V` vectors and one tile.
+#[inline(always)]
+pub(crate) unsafe fn store<T: Real, S: Vector<T>, const R: usize, const V: usize>(sums: Operand<*mut T>, acc: [[S::V; V]; R]) {
+    for r in 0..R {
+        for v in 0..V {
+            let at = sums.at.wrapping_offset(r as isize * sums.row).wrapping_add(v * S::LANES);
+            // SAFETY: contract 3, `r < R`, `v < V`.
+            unsafe { at.cast::<S::V>().write_unaligned(acc[r][v]) };
+        }
+    }
 }
 
 /// A micro-kernel of fixed shape; takes the instruction set at each call, which costs one predicted branch.

@@ -339,17 +339,20 @@ impl<T: Scalar> Problem<T> {
         } else {
             Rows::View(rows.view())
         };
-        let right = if way.choose(11, 2) == 0 {
-            panels.pack(way.isa, lanes.view());
-            Lanes::Packed(&panels)
-        } else {
-            Lanes::View(lanes.view())
+        let right = match way.choose(11, 3) {
+            0 => {
+                panels.pack(way.isa, lanes.view());
+                Lanes::Packed(&panels)
+            }
+            1 => Lanes::Piecewise(lanes.view()),
+            _ => Lanes::View(lanes.view()),
         };
         let (m, depth) = self.rows.shape();
-        let blocking = match way.choose(12, 4) {
+        let blocking = match way.choose(12, 5) {
             0 => Blocking::streaming_panels::<T>(way.isa, m),
             1 => Blocking::streaming_rows::<T>(way.isa, depth),
             2 => Blocking::in_place::<T>(way.isa, m),
+            3 => Blocking::deep(m),
             _ => Blocking { mc: 7, kc: 13, nc: 2, group: 2 },
         };
         let par = if way.threads == 1 { Par::Seq } else { Par::rayon(way.threads) };

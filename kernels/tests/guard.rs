@@ -599,6 +599,7 @@ struct Case {
     depth: usize,
     activation: Activation,
     packed: [bool; 2],
+    piecewise: bool,
     blocking: Blocking,
     /// Of the factors, and of the operands of the epilogue.
     places: [Place; 7],
@@ -631,6 +632,8 @@ impl Case {
         let to = if self.packed[1] {
             panels.pack(isa, lanes.view());
             Lanes::Packed(&panels)
+        } else if self.piecewise {
+            Lanes::Piecewise(lanes.view())
         } else {
             Lanes::View(lanes.view())
         };
@@ -668,10 +671,10 @@ fn every_epilogue<T: Scalar>(
             };
             let mc = [1, isa.tile().0 + 1, 128][below(3)];
             let blocking = Blocking { mc, kc: DEEP, nc: 1 + below(2), group: 1 + below(2) };
-            let form = form.wrapping_add(number as u64) % 4;
-            let packed = [form & 1 == 1, form & 2 == 2];
+            let form = form.wrapping_add(number as u64) % 6;
+            let (packed, piecewise) = ([form & 1 == 1, form & 2 == 2], form & 4 == 4);
             let places = core::array::from_fn(|_| Place::any(flush, random));
-            let case = Case { kind, m, n, depth, activation, packed, blocking, places };
+            let case = Case { kind, m, n, depth, activation, packed, piecewise, blocking, places };
             case.run(isa, slots, &|i, j| sums[i][j]);
         }
     }

@@ -6,13 +6,22 @@ use common::*;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
+use dualprop_kernels::product::Blocking;
 use dualprop_reference::bound::scaled_dot;
 use dualprop_reference::generate::Family;
 use dualprop_reference::optimizer::{self as reference, Slots};
 use dualprop_reference::product::Matrix;
+use faer::Par;
 use proptest::sample::select;
 
-tests_of_both_types!(random_updates, every_operand_layout, integers_are_exact, nan_stays_in_its_weight, misuse_panics);
+tests_of_both_types!(
+    random_updates,
+    every_operand_layout,
+    beside_the_next_band,
+    integers_are_exact,
+    nan_stays_in_its_weight,
+    misuse_panics
+);
 
 const OPTIMIZERS: [Optimizer; 3] = [Optimizer::Sgd, Optimizer::MOMENTUM, Optimizer::ADAM];
 const DECAYS: [Decay; 3] = [Decay::None, Decay::Coupled(5e-4), Decay::Decoupled(1e-2)];
@@ -123,6 +132,36 @@ fn every_operand_layout<T: Scalar>() {
                         let new = updated(&call, isa, [&rows, &lanes], &old, update);
                         for (got, wanted) in new.iter().zip(&wanted) {
                             got.check_bits(wanted, &(isa.name(), call, update)).unwrap();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Optimizers that go over a band while the next one is summed: few and many bands, rows of less than a vector, blocks of columns, and
+/// more than a tile's share of vectors have the bits of an epilogue that comes afterwards.
+fn beside_the_next_band<T: Scalar>() {
+    let shapes =
+        [[16, 48, 24], [17, 49, 25], [33, 200, 50], [9, 1000, 24], [70, 1000, 31], [24, 305, 100], [80, 16, 40], [40, 3, 30]];
+    for (seed, [m, n, depth]) in shapes.into_iter().enumerate() {
+        let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: seed as u64 };
+        let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+        for update in updates(0.1, 0.5).filter(|update| update.step == 2) {
+            let old = parameters(&problem, Family::Uniform, &update);
+            let afterwards = Call { cut: Cut::Given(Blocking { mc: m, kc: 7, nc: 1, group: 1 }), ..Call::plain() };
+            let wanted =
+                updated(&afterwards, Isa::by_name("portable").expect("it is always there"), [&rows, &lanes], &old, update);
+            for isa in Isa::available() {
+                let narrow = [1, 2, 3].map(|nc| Cut::Given(Blocking { mc: 1, kc: depth, nc, group: 1 }));
+                for cut in narrow.into_iter().chain([Cut::StreamingRows]) {
+                    for (packed, par) in [(false, Par::Seq), (true, Par::Seq), (true, Par::rayon(3))] {
+                        let form = Form { packed, layout: Layout::default() };
+                        let call = Call { rows: form, lanes: form, cut, par, ..Call::plain() };
+                        let new = updated(&call, isa, [&rows, &lanes], &old, update);
+                        for (got, wanted) in new.iter().zip(&wanted) {
+                            got.check_bits(wanted, &(isa.name(), call, update, [m, n, depth])).unwrap();
                         }
                     }
                 }

@@ -311,6 +311,8 @@ pub(crate) enum Cut {
     StreamingRows,
     /// [`Blocking::in_place`] for the shape.
     InPlace,
+    /// [`Blocking::deep`] for the shape.
+    Deep,
 }
 
 impl Cut {
@@ -334,6 +336,7 @@ impl Cut {
             Cut::StreamingPanels => Blocking::streaming_panels::<T>(isa, rows),
             Cut::StreamingRows => Blocking::streaming_rows::<T>(isa, depth),
             Cut::InPlace => Blocking::in_place::<T>(isa, rows),
+            Cut::Deep => Blocking::deep(rows),
         }
     }
 }
@@ -345,6 +348,8 @@ pub(crate) struct Call {
     pub(crate) rows: Form,
     /// The right factor.
     pub(crate) lanes: Form,
+    /// Packs the right factor piece by piece, if it is not packed beforehand.
+    pub(crate) piecewise: bool,
     /// The operands of the epilogue.
     pub(crate) operands: [Layout; 3],
     /// The blocking.
@@ -360,7 +365,7 @@ impl Call {
     pub(crate) fn plain() -> Call {
         let form = Form { packed: false, layout: Layout::default() };
         let cut = Cut::StreamingPanels;
-        Call { rows: form, lanes: form, operands: [Layout::default(); 3], cut, par: Par::Seq, swapped: false }
+        Call { rows: form, lanes: form, piecewise: false, operands: [Layout::default(); 3], cut, par: Par::Seq, swapped: false }
     }
 
     /// Every form of each operand and every tiny blocking, in both roles, the rest as in [`Call::plain`].
@@ -368,9 +373,15 @@ impl Call {
         let plain = Call::plain();
         let forms = Form::all().flat_map(|form| [Call { rows: form, ..plain }, Call { lanes: form, ..plain }]);
         let operands = Layout::all().map(|layout| Call { operands: [layout; 3], ..plain });
-        let cuts = [Cut::StreamingPanels, Cut::StreamingRows, Cut::InPlace].into_iter().chain(Cut::tiny(isa));
+        let cuts = [Cut::StreamingPanels, Cut::StreamingRows, Cut::InPlace, Cut::Deep].into_iter().chain(Cut::tiny(isa));
         let cuts = cuts.map(|cut| Call { cut, ..plain });
-        forms.chain(operands).chain(cuts).flat_map(|call| [false, true].map(|swapped| Call { swapped, ..call })).collect()
+        let pieces = Layout::all().map(|layout| Call { lanes: Form { packed: false, layout }, piecewise: true, ..plain });
+        forms
+            .chain(operands)
+            .chain(cuts)
+            .chain(pieces)
+            .flat_map(|call| [false, true].map(|swapped| Call { swapped, ..call }))
+            .collect()
     }
 
     /// `product(rows, lanes)` in this way.
@@ -392,6 +403,8 @@ impl Call {
         let right = if self.lanes.packed {
             panels.pack(isa, lanes.view());
             Lanes::Packed(&panels)
+        } else if self.piecewise {
+            Lanes::Piecewise(lanes.view())
         } else {
             Lanes::View(lanes.view())
         };
@@ -443,10 +456,18 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
     let form = || (any::<bool>(), layout()).prop_map(|(packed, layout)| Form { packed, layout });
     let blocking = (1..=20usize, prop_oneof![select(vec![1, 3, 7]), 1..=80usize], 1..=3usize, select(vec![1, 2, 5]));
     let given = blocking.prop_map(|(mc, kc, nc, group)| Cut::Given(Blocking { mc, kc, nc, group }));
-    let cut = prop_oneof![3 => given, 1 => select(vec![Cut::StreamingPanels, Cut::StreamingRows, Cut::InPlace])];
+    let cut = prop_oneof![3 => given, 1 => select(vec![Cut::StreamingPanels, Cut::StreamingRows, Cut::InPlace, Cut::Deep])];
     let par = select(vec![Par::Seq, Par::rayon(2), Par::rayon(3), Par::rayon(8)]);
-    let fields = (form(), form(), [layout(), layout(), layout()], cut, par, any::<bool>());
-    fields.prop_map(|(rows, lanes, operands, cut, par, swapped)| Call { rows, lanes, operands, cut, par, swapped })
+    let fields = (form(), form(), any::<bool>(), [layout(), layout(), layout()], cut, par, any::<bool>());
+    fields.prop_map(|(rows, lanes, piecewise, operands, cut, par, swapped)| Call {
+        rows,
+        lanes,
+        piecewise,
+        operands,
+        cut,
+        par,
+        swapped,
+    })
 }
 
 /// A problem with sizes up to 70, and around multiples of the tile sizes up to 97.
