@@ -2,11 +2,12 @@
 
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::gram::gram;
+use dualprop_kernels::isa::Isa;
 use dualprop_kernels::online;
 use dualprop_kernels::pack::{Bands, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::vector::Real;
-use faer::{MatMut, MatRef};
+use faer::{MatMut, MatRef, Par};
 
 use crate::runtime::Runtime;
 
@@ -21,6 +22,32 @@ pub struct Workspace<T> {
     pub(crate) scratch: Scratch<T>,
     /// Vectors between two products. Who takes one puts it back, so that its memory is not lost.
     pub(crate) spare: [Vec<T>; 3],
+}
+
+/// Factors of fewer elements are packed by the calling thread: waking another costs more.
+const PACKED_ALONE: usize = 1 << 16;
+
+/// Whether a factor of outer products is read where it is as fast as from a packed copy: contiguous rows that stay in the second-level
+/// cache, and do not begin in few of the sets of the first-level cache.
+fn is_near<T: Real>(factor: MatRef<'_, T>) -> bool {
+    let row = factor.row_stride().unsigned_abs() * size_of::<T>();
+    factor.col_stride() == 1 && !row.is_multiple_of(1024) && row * factor.nrows() <= 1 << 19
+}
+
+fn near_rows<'a, T: Real>(isa: Isa, factor: MatRef<'a, T>, bands: &'a mut Bands<T>) -> Rows<'a, T> {
+    if is_near(factor.transpose()) {
+        return Rows::View(factor);
+    }
+    bands.pack(isa, factor);
+    Rows::Packed(bands)
+}
+
+fn near_lanes<'a, T: Real>(isa: Isa, factor: MatRef<'a, T>, panels: &'a mut Panels<T>) -> Lanes<'a, T> {
+    if is_near(factor) {
+        return Lanes::View(factor);
+    }
+    panels.pack(isa, factor);
+    Lanes::Packed(panels)
 }
 
 impl<T: Real> Workspace<T> {
@@ -74,9 +101,20 @@ impl<T: Real> Workspace<T> {
             },
             other => other,
         };
-        self.bands.pack(isa, above.transpose());
-        self.panels.pack(isa, below);
-        let (rows, lanes) = (Rows::Packed(&self.bands), Lanes::Packed(&self.panels));
+        if batch > 512 && above.ncols() <= 1024 {
+            self.bands.pack(isa, above.transpose());
+            let is_far = below.nrows() * below.ncols() * size_of::<T>() > 1 << 24;
+            let lanes = if is_far && above.ncols() >= 64 { Lanes::Piecewise(below) } else { Lanes::View(below) };
+            let blocking = Blocking::deep(above.ncols());
+            return product(isa, par, Rows::Packed(&self.bands), lanes, epilogue, blocking, &mut self.scratch);
+        }
+        let (bands, panels) = (&mut self.bands, &mut self.panels);
+        let is_large = batch * above.ncols().min(below.ncols()) >= PACKED_ALONE;
+        let (rows, lanes) = if par != Par::Seq && is_large {
+            rayon::join(|| near_rows(isa, above.transpose(), bands), || near_lanes(isa, below, panels))
+        } else {
+            (near_rows(isa, above.transpose(), bands), near_lanes(isa, below, panels))
+        };
         product(isa, par, rows, lanes, epilogue, Blocking::streaming_rows::<T>(isa, batch), &mut self.scratch);
     }
 

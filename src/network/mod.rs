@@ -88,6 +88,11 @@ impl<T: Real> Network<T> {
         self.weights.len()
     }
 
+    /// Weights of the largest layer.
+    pub(crate) fn largest(&self) -> usize {
+        self.widths.windows(2).map(|widths| widths[0] * widths[1]).max().unwrap_or(0)
+    }
+
     /// Units of each layer, inputs first.
     pub fn widths(&self) -> &[usize] {
         &self.widths

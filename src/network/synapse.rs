@@ -85,21 +85,30 @@ impl<T: Real> Synapse<T> {
         self.down.fresh = false;
     }
 
-    /// `below·Wᵀ`, `batch × n_out`, to an epilogue; `once` if the weights will not soon be used again.
+    /// `below·Wᵀ`, `batch × n_out`, to an epilogue.
     pub(crate) fn forward(
         &mut self,
         work: &mut Workspace<T>,
         weights: MatRef<'_, T>,
         below: MatRef<'_, T>,
         epilogue: Epilogue<'_, T>,
-        once: bool,
     ) {
-        if once && !self.repeats && !self.up.fresh {
-            work.forward(weights, below, epilogue);
-        } else {
+        if self.repeats || self.up.fresh {
             let panels = self.up.get(work.runtime(), weights.transpose());
             work.packed(panels, below, epilogue);
+        } else {
+            work.forward(weights, below, epilogue);
         }
+    }
+
+    /// Packs the weights for [`forward`](Self::forward) unless that is done.
+    pub(crate) fn pack(&mut self, runtime: &Runtime, weights: MatRef<'_, T>) {
+        self.up.get(runtime, weights.transpose());
+    }
+
+    /// The weights as they were when packed last.
+    pub(crate) fn packed(&self) -> &Panels<T> {
+        &self.up.panels
     }
 
     /// `drive ← below·Wᵀ + b`.
@@ -109,10 +118,9 @@ impl<T: Real> Synapse<T> {
         (weights, bias): (MatRef<'_, T>, &[T]),
         below: MatRef<'_, T>,
         drive: MatMut<'_, T>,
-        once: bool,
     ) {
         let epilogue = Epilogue::Drive { drive: Output::new(drive), bias: Input::repeated(bias, below.nrows()) };
-        self.forward(work, weights, below, epilogue, once);
+        self.forward(work, weights, below, epilogue);
     }
 
     /// `drive ← below·Wᵀ + b`, `mean ← f(drive)`.
@@ -122,11 +130,10 @@ impl<T: Real> Synapse<T> {
         (weights, bias): (MatRef<'_, T>, &[T]),
         below: MatRef<'_, T>,
         (drive, mean, activation): (MatMut<'_, T>, MatMut<'_, T>, Activation),
-        once: bool,
     ) {
         let bias = Input::repeated(bias, below.nrows());
         let epilogue = Epilogue::Forward { drive: Output::new(drive), bias, mean: Output::new(mean), activation };
-        self.forward(work, weights, below, epilogue, once);
+        self.forward(work, weights, below, epilogue);
     }
 
     /// `above·W`, `batch × n_in`, to an epilogue, through the feedback weights if the layer has them.

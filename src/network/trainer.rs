@@ -1,6 +1,7 @@
 //! A training plan and its step.
 
 use dualprop_kernels::epilogue::Epilogue;
+use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::Update;
 use dualprop_kernels::reduce;
 use dualprop_kernels::strided::{Input, Output};
@@ -70,6 +71,8 @@ pub struct Trainer<T> {
     /// Of the loss of each sample.
     totals: Vec<f64>,
     ones: Vec<T>,
+    /// `max |x|` of the inputs.
+    largest_input: f64,
     /// In place of biases for a network without.
     zeros: Vec<T>,
     /// Of each layer of weights that damping or the settings ask for.
@@ -172,13 +175,14 @@ impl<T: Real> Trainer<T> {
             residual: RowMajor::zeros(batch, n_out),
             totals: vec![0.0; batch],
             ones: vec![T::ONE; batch],
+            largest_input: 0.0,
             zeros: vec![T::ZERO; widest],
             norms: (0..layers).map(norm).collect::<Result<_, Error>>()?,
             enclosures: Vec::with_capacity(layers),
             proxy: Warm::new(widths, PROXY_STEPS, settings.seed),
             alignment: settings.alignment.then(|| Alignment::new(widths, batch)),
             measuring: settings.alignment,
-            evaluator: Evaluator::new(batch.max(CHUNK), widest),
+            evaluator: Evaluator::new(batch, widest, runtime),
             rng: Counter::new(settings.seed, u64::MAX),
             steps: 0,
             optimizer_steps: 0,
@@ -251,7 +255,7 @@ impl<T: Real> Trainer<T> {
 
     /// Multiply-adds of the largest product with so many samples.
     fn multiplications(&self, rows: usize) -> usize {
-        rows * self.network.widths.windows(2).map(|widths| widths[0] * widths[1]).max().unwrap_or(0)
+        rows * self.network.largest()
     }
 
     /// The part of a step before the update: forward pass and relaxation. [`gradient`](Self::gradient) then gives what an update would
@@ -334,17 +338,19 @@ impl<T: Real> Trainer<T> {
 
     /// Copies the batch, and refuses what is not finite.
     fn set_input(&mut self, x: MatRef<'_, T>) -> Result<(), Error> {
-        let input = &mut self.units[0].mean;
+        let (input, mut largest) = (&mut self.units[0].mean, 0.0);
         for row in 0..input.rows() {
             let to = input.row_mut(row);
             match x.row(row).try_as_row_major() {
                 Some(from) => to.copy_from_slice(from.as_slice()),
                 None => to.iter_mut().zip(x.row(row).iter()).for_each(|(to, &from)| *to = from),
             }
-            if !reduce::max_abs(self.runtime.isa(), to).is_finite() {
+            largest = f64::max(largest, reduce::max_abs(self.runtime.isa(), to));
+            if !largest.is_finite() {
                 check::finite("x", x)?;
             }
         }
+        self.largest_input = largest;
         if let Some(alignment) = self.alignment.as_mut().filter(|_| self.measuring) {
             copy(&mut alignment.units[0].mean, input);
         }
@@ -386,7 +392,7 @@ impl<T: Real> Trainer<T> {
             _ => {
                 let input = self.units[0].mean.view();
                 let network = &self.network;
-                self.evaluator.predict(&mut self.work, network, &mut self.synapses, &self.zeros, input)
+                self.evaluator.predict(network, &mut self.synapses, &self.zeros, input)
             }
         };
         loss.totals(isa, &mut self.totals, prediction);
@@ -411,9 +417,9 @@ impl<T: Real> Trainer<T> {
             let (below_mean, drive) = (below.mean.view(), here.drive.view_mut());
             if k < layers {
                 let out = (drive, here.mean.view_mut(), self.network.activation);
-                synapse.activate(&mut self.work, (weights, bias), below_mean, out, true);
+                synapse.activate(&mut self.work, (weights, bias), below_mean, out);
             } else {
-                synapse.drive(&mut self.work, (weights, bias), below_mean, drive, true);
+                synapse.drive(&mut self.work, (weights, bias), below_mean, drive);
                 copy(&mut here.mean, &here.drive);
             }
             here.diff.fill(T::ZERO);
@@ -479,7 +485,7 @@ impl<T: Real> Trainer<T> {
             return;
         }
         let incoming = self.network.incoming(k, &self.zeros);
-        self.synapses[k - 1].drive(&mut self.work, incoming, below.mean.view(), here.drive.view_mut(), true);
+        self.synapses[k - 1].drive(&mut self.work, incoming, below.mean.view(), here.drive.view_mut());
         here.drive_from = below.mean_stamp;
     }
 
@@ -525,7 +531,7 @@ impl<T: Real> Trainer<T> {
             damping,
             activation: self.network.activation,
         };
-        self.synapses[k - 1].forward(&mut self.work, weights, below.mean.view(), relax, true);
+        self.synapses[k - 1].forward(&mut self.work, weights, below.mean.view(), relax);
         here.drive_from = below.mean_stamp;
         let inputs = Inputs { below: here.drive_from, above: here.feedback_from };
         self.relaxed(k, inputs);
@@ -611,6 +617,7 @@ impl<T: Real> Trainer<T> {
         let weights = self.network.weights[0].view();
         self.work.top_down(weights, first.diff.view(), out);
         input.mean_stamp = self.clock.tick();
+        self.largest_input = largest_of(self.runtime.isa(), &input.mean);
     }
 
     /// What turns `Σ_b Δ s̄` of weight layer `k` into the gradient: `−1/(β_{k+1}B)`.
@@ -621,14 +628,14 @@ impl<T: Real> Trainer<T> {
     /// Refuses states from which an update might leave the range of numbers.
     fn check_states(&self) -> Result<(), Error> {
         let isa = self.runtime.isa();
-        let max_abs = |states: &RowMajor<T>| (0..states.rows()).map(|r| reduce::max_abs(isa, states.row(r))).fold(0.0, f64::max);
+        let max_abs = |states: &RowMajor<T>| largest_of(isa, states);
         let batch = self.ones.len() as f64;
         // Coupled decay is part of the gradient, which moments add up and square.
         let decay = match self.settings.decay {
             Decay::Coupled(lambda) if self.settings.optimizer.moments() > 0 => lambda,
             _ => 0.0,
         };
-        let mut below = max_abs(&self.units[0].mean);
+        let mut below = self.largest_input;
         for k in 1..=self.network.layers() {
             let (mean, diff) = (max_abs(&self.units[k].mean), max_abs(&self.units[k].diff));
             let sum = batch * diff * below.max(1.0);
@@ -704,15 +711,14 @@ impl<T: Real> Trainer<T> {
         check::shape("x", x, (x.nrows(), self.network.widths[0]))?;
         check::shape("out", out.rb(), (x.nrows(), self.network.widths[layers]))?;
         check::finite("x", x)?;
-        let runtime = self.runtime;
-        runtime.within_pool(self.multiplications(CHUNK), || {
-            for from in (0..x.nrows()).step_by(CHUNK) {
-                let rows = CHUNK.min(x.nrows() - from);
+        let (runtime, chunk) = (self.runtime, self.evaluator.capacity());
+        runtime.within_pool(self.multiplications(x.nrows()), || {
+            for from in (0..x.nrows()).step_by(chunk) {
+                let rows = chunk.min(x.nrows() - from);
                 let prediction = self.predict_chunk(x.subrows(from, rows));
                 for row in 0..rows {
-                    for (col, &value) in row_of(prediction, row).iter().enumerate() {
-                        out[(from + row, col)] = value;
-                    }
+                    let to = out.rb_mut().row_mut(from + row);
+                    to.iter_mut().zip(row_of(prediction, row)).for_each(|(to, &value)| *to = value);
                 }
             }
         });
@@ -729,13 +735,12 @@ impl<T: Real> Trainer<T> {
         check::parameter("samples", samples as f64, "at least 1", samples > 0)?;
         targets.check(samples, n_out)?;
         check::finite("x", x)?;
-        let (isa, loss) = (self.runtime.isa(), self.settings.loss);
-        let runtime = self.runtime;
-        let (sum, correct) = runtime.within_pool(self.multiplications(CHUNK), || {
-            let (mut target, mut totals) = (vec![T::ZERO; n_out], vec![0.0; CHUNK.min(samples)]);
+        let (isa, loss, runtime, chunk) = (self.runtime.isa(), self.settings.loss, self.runtime, self.evaluator.capacity());
+        let (sum, correct) = runtime.within_pool(self.multiplications(samples), || {
+            let (mut target, mut totals) = (vec![T::ZERO; n_out], vec![0.0; chunk.min(samples)]);
             let (mut sum, mut correct) = (0.0, 0);
-            for from in (0..samples).step_by(CHUNK) {
-                let rows = CHUNK.min(samples - from);
+            for from in (0..samples).step_by(chunk) {
+                let rows = chunk.min(samples - from);
                 let prediction = self.predict_chunk(x.subrows(from, rows));
                 loss.totals(isa, &mut totals[..rows], prediction);
                 for (row, &total) in totals[..rows].iter().enumerate() {
@@ -751,7 +756,7 @@ impl<T: Real> Trainer<T> {
     }
 
     fn predict_chunk(&mut self, x: MatRef<'_, T>) -> MatRef<'_, T> {
-        self.evaluator.predict(&mut self.work, &self.network, &mut self.synapses, &self.zeros, x)
+        self.evaluator.predict(&self.network, &mut self.synapses, &self.zeros, x)
     }
 
     /// `‖W_k‖₂` of every layer, for the weights as they are now, within the gap of [`Settings::norms`]; empty without. Costs nothing until asked, and nothing
@@ -783,8 +788,9 @@ impl<T: Real> Trainer<T> {
     }
 }
 
-/// Samples that are evaluated at once.
-const CHUNK: usize = 256;
+fn largest_of<T: Real>(isa: Isa, states: &RowMajor<T>) -> f64 {
+    (0..states.rows()).map(|row| reduce::max_abs(isa, states.row(row))).fold(0.0, f64::max)
+}
 
 fn copy<T: Real>(to: &mut RowMajor<T>, from: &RowMajor<T>) {
     for row in 0..from.rows() {
