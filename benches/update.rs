@@ -4,14 +4,11 @@ mod common;
 
 use std::cell::OnceCell;
 
-use common::ours::Plan;
 use common::passes::{Adam, HeavyBall, pass};
 use common::peers::Peer;
 use common::{Bench, By, Expected, RowMajor, Scalar, Work};
-use dualprop::Isa;
-use dualprop::network::{Decay, Optimizer};
-use dualprop_kernels::epilogue::Epilogue;
-use dualprop_kernels::optimizer::{Descent, Update};
+use dualprop::hebbian::{self, Decay, Optimizer, Update};
+use dualprop::{Isa, Par, Runtime, Workspace};
 use dualprop_reference::bound::scaled_dot;
 use dualprop_reference::optimizer as reference;
 
@@ -47,7 +44,7 @@ struct Layer<T> {
 
 /// What a row works with.
 struct State<T> {
-    plan: Plan<T>,
+    work: Workspace<T>,
     weights: RowMajor<T>,
     moments: Vec<RowMajor<T>>,
     /// Of the peers.
@@ -71,7 +68,8 @@ impl<T: Scalar> Layer<T> {
     fn state(&self, isa: Isa, optimizer: Optimizer) -> State<T> {
         let zeros = || RowMajor::zeros(self.weights.rows(), self.weights.cols());
         let moments = (0..optimizer.moments()).map(|_| zeros()).collect();
-        State { plan: Plan::new(isa), weights: self.weights.clone(), moments, gradient: zeros() }
+        let work = Workspace::new(&Runtime::new(isa, Par::Seq));
+        State { work, weights: self.weights.clone(), moments, gradient: zeros() }
     }
 
     fn group<'a>(&self, bench: &'a mut Bench, name: &str, optimizer: Optimizer) -> common::Group<'a> {
@@ -86,9 +84,14 @@ impl<T: Scalar> Layer<T> {
     fn ours(&self, state: &mut State<T>, optimizer: Optimizer) {
         let decay = Decay::Decoupled(DECAY);
         let update = Update { optimizer, decay, learning_rate: RATE, step: 1, scale: self.scale() };
-        let moments = state.moments.iter_mut().map(RowMajor::view_mut);
-        let descent = Descent::new(state.weights.view_mut(), moments, update);
-        state.plan.outer(self.above.view(), self.below.view(), Epilogue::Update(descent));
+        let State { work, weights, moments, .. } = state;
+        let (diff, mean) = (self.above.view(), self.below.view());
+        match &mut moments[..] {
+            [] => hebbian::update(weights.view_mut(), &mut [], diff, mean, &update, work),
+            [m] => hebbian::update(weights.view_mut(), &mut [m.view_mut()], diff, mean, &update, work),
+            [m, v, ..] => hebbian::update(weights.view_mut(), &mut [m.view_mut(), v.view_mut()], diff, mean, &update, work),
+        }
+        .expect("shapes that fit");
     }
 
     /// Gradient descent.

@@ -2,7 +2,7 @@
 
 use dualprop::{Isa, MatRef, Par};
 use dualprop_kernels::epilogue::Epilogue;
-use dualprop_kernels::pack::{Bands, Panels};
+use dualprop_kernels::pack::Panels;
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 
 use super::Scalar;
@@ -12,16 +12,13 @@ pub struct Plan<T> {
     isa: Isa,
     up: Panels<T>,
     down: Panels<T>,
-    bands: Bands<T>,
-    panels: Panels<T>,
     scratch: Scratch<T>,
 }
 
 impl<T: Scalar> Plan<T> {
     /// Nothing packed.
     pub fn new(isa: Isa) -> Self {
-        let panels = Panels::new;
-        Self { isa, up: panels(), down: panels(), bands: Bands::new(), panels: panels(), scratch: Scratch::new() }
+        Self { isa, up: Panels::new(), down: Panels::new(), scratch: Scratch::new() }
     }
 
     /// Packs the weights for both directions.
@@ -55,14 +52,5 @@ impl<T: Scalar> Plan<T> {
     pub fn top_down_once(&mut self, weights: MatRef<'_, T>, above: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let blocking = Blocking::in_place::<T>(self.isa, above.nrows());
         product(self.isa, Par::Seq, Rows::View(above), Lanes::View(weights), epilogue, blocking, &mut self.scratch);
-    }
-
-    /// `aboveᵀ·below`, both packed first.
-    pub fn outer(&mut self, above: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
-        self.bands.pack(self.isa, above.transpose());
-        self.panels.pack(self.isa, below);
-        let (rows, lanes) = (Rows::Packed(&self.bands), Lanes::Packed(&self.panels));
-        let blocking = Blocking::streaming_rows::<T>(self.isa, above.nrows());
-        product(self.isa, Par::Seq, rows, lanes, epilogue, blocking, &mut self.scratch);
     }
 }
