@@ -82,11 +82,11 @@ pub(crate) trait Finish<T: Real>: Sync {
     unsafe fn finish(&self, isa: Isa, sums: &Sums<'_, T>);
 
     /// Computes a run of whole tiles of MR × NR, from zero, and applies the epilogue to vectors of another block between their multiply-adds.
-    /// Returns [`Part::done`] of that block.
+    /// Returns [`Part::done`] of that block. `narrow` if its rows are only a part of those of the product.
     ///
     /// # Safety
     /// As [`finish`](Self::finish) for the block; the contract of [`tile::run`] for the tiles. [`time`](Self::time) is [`Time::Beside`].
-    unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>) -> usize;
+    unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>, narrow: bool) -> usize;
 
     /// Computes a run of tiles of MR rows and `vectors` whole vectors, from zero, and applies the epilogue to each; the first starts at
     /// `(row, col)` of the product, the next ones lie to its right. Their sums are not stored.
@@ -131,8 +131,8 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
         isa.run::<T, _>(Applied { sums, epilogue: *self });
     }
 
-    unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>) -> usize {
-        if A::TIME == Time::Beside { isa.run::<T, _>(Beside { tiles, sums, epilogue: *self }) } else { sums.part.done }
+    unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>, narrow: bool) -> usize {
+        if A::TIME == Time::Beside { isa.run::<T, _>(Beside { tiles, sums, narrow, epilogue: *self }) } else { sums.part.done }
     }
 
     unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize) {
@@ -146,6 +146,7 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
 struct Beside<'a, 'b, T, A> {
     tiles: &'a Tiles<T>,
     sums: &'a Sums<'b, T>,
+    narrow: bool,
     epilogue: A,
 }
 
@@ -154,17 +155,19 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Beside<'_, '_, T, A> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) -> usize {
-        match (S::REGISTER_COUNT, S::IS_SCALAR) {
-            (32, _) => self.tiles::<S, 8, 3>(simd),
-            (_, false) => self.tiles::<S, 6, 2>(simd),
-            (_, true) => self.tiles::<S, 4, 2>(simd),
+        match (S::REGISTER_COUNT, S::IS_SCALAR, self.narrow) {
+            (32, _, false) => self.tiles::<S, 8, 3, false>(simd),
+            (32, _, true) => self.tiles::<S, 8, 3, true>(simd),
+            (_, false, false) => self.tiles::<S, 6, 2, false>(simd),
+            (_, false, true) => self.tiles::<S, 6, 2, true>(simd),
+            (_, true, _) => self.tiles::<S, 4, 2, false>(simd),
         }
     }
 }
 
 impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
     #[inline(always)]
-    fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) -> usize {
+    fn tiles<S: Vector<T>, const R: usize, const V: usize, const NARROW: bool>(self, simd: S) -> usize {
         let Tiles { rows, mut lanes, sums: mut to, depth, count, .. } = *self.tiles;
         let Sums { sums, stride, part: Part { i0, height, j0, cols, done } } = *self.sums;
         let whole = cols / S::LANES;
@@ -178,6 +181,11 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
             let share = if row < height { most.min(whole - v) } else { 0 };
             if share > 0 {
                 let epilogue = self.epilogue.skip_rows(i0 + row);
+                // In a narrow block the last share of a row asks for the beginning of the next one; else that lies ahead anyway.
+                let (ahead, shift) = match NARROW && v + share == whole && row + 1 < height {
+                    true => (self.epilogue.skip_rows(i0 + row + 1), (v * S::LANES).wrapping_neg()),
+                    false => (epilogue, AHEAD * S::LANES),
+                };
                 let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
                 if share != planned {
                     // Vectors that come together, at least two whose slow operations overlap, and the piece of depth before them.
@@ -192,7 +200,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                     rest -= deep;
                     for &sums in vectors {
                         let col = j0 + v * S::LANES;
-                        epilogue.prefetch::<true>(col + AHEAD * S::LANES);
+                        ahead.prefetch::<true>(col.wrapping_add(shift));
                         // SAFETY: contract of `Finish::finish_beside`: vector `v` of row `row` is one of the block that has not met the epilogue,
                         // and columns are contiguous.
                         unsafe { epilogue.apply::<S, true>(simd, sums, col, S::LANES) };
@@ -584,7 +592,7 @@ impl<T: Real> Work<'_, T> {
                         };
                         let sums = Sums { sums: before, stride, part: *part };
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
-                        part.done = unsafe { self.epilogue.finish_beside(self.isa, &tiles, &sums) };
+                        part.done = unsafe { self.epilogue.finish_beside(self.isa, &tiles, &sums, part.cols < self.n) };
                     }
                     _ => self.tiles(self.piece_after(p0, j0), p0, deep, i0, height, lanes, (cols, alike), to, stride),
                 }
