@@ -334,7 +334,8 @@ impl Blocking {
     pub fn streaming_panels<T: Real>(isa: Isa, rows: usize) -> Self {
         let mc = rows.clamp(1, 128);
         let kc = CACHE / size_of::<T>() / (mc + panel_width::<T>(isa));
-        Self { mc, kc: kc.next_multiple_of(8).max(256), nc: 1, group: 1 }
+        // A single row goes over some panels abreast.
+        Self { mc, kc: kc.next_multiple_of(8).max(256), nc: if rows == 1 { 4 } else { 1 }, group: 1 }
     }
 
     /// A few rows against panels that are read or packed where they are: as deep as a packed block stays in the first-level cache.

@@ -54,7 +54,15 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        let Tiles { mut rows, mut lanes, mut sums, depth, count, resume, mut ask } = *self.0;
+        let Tiles { mut rows, mut lanes, mut sums, depth, mut count, resume, mut ask } = *self.0;
+        // One row of one panel has too few sums in flight.
+        while R == 1 && rows.jump == 0 && count >= ABREAST {
+            // SAFETY: the contracts of `run` for as many tiles.
+            unsafe { abreast::<T, S, V>(simd, rows, lanes, sums, depth, resume) };
+            lanes.at = lanes.at.wrapping_offset(ABREAST as isize * lanes.jump);
+            sums.at = sums.at.wrapping_offset(ABREAST as isize * sums.jump);
+            count -= ABREAST;
+        }
         for _ in 0..count {
             let mut acc = [[simd.splat(T::ZERO); V]; R];
             if resume {
@@ -78,6 +86,53 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
             rows.at = rows.at.wrapping_offset(rows.jump);
             lanes.at = lanes.at.wrapping_offset(lanes.jump);
             sums.at = sums.at.wrapping_offset(sums.jump);
+        }
+    }
+}
+
+/// Tiles of one row that are worked on together.
+const ABREAST: usize = 4;
+
+/// Computes [`ABREAST`] tiles of one row, step by step of depth.
+///
+/// # Safety
+/// The contracts of [`run`] for one row, `V` vectors and as many tiles, whose rows are the same.
+#[inline(always)]
+unsafe fn abreast<T: Real, S: Vector<T>, const V: usize>(
+    simd: S,
+    rows: Operand<*const T>,
+    lanes: Operand<*const T>,
+    sums: Operand<*mut T>,
+    depth: usize,
+    resume: bool,
+) {
+    let mut acc = [[simd.splat(T::ZERO); V]; ABREAST];
+    let lane: [*const T; ABREAST] = core::array::from_fn(|t| lanes.at.wrapping_offset(t as isize * lanes.jump));
+    let sum: [*mut T; ABREAST] = core::array::from_fn(|t| sums.at.wrapping_offset(t as isize * sums.jump));
+    if resume {
+        for t in 0..ABREAST {
+            for v in 0..V {
+                // SAFETY: contract 3, tile `t`, `v < V`.
+                acc[t][v] = unsafe { sum[t].wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+            }
+        }
+    }
+    for p in 0..depth as isize {
+        // SAFETY: contract 1, `p < depth`.
+        let a = simd.splat(unsafe { *rows.at.wrapping_offset(p * rows.step) });
+        for t in 0..ABREAST {
+            let at = lane[t].wrapping_offset(p * lanes.step);
+            for v in 0..V {
+                // SAFETY: contract 2, tile `t`, `p < depth`, `v < V`.
+                let b = unsafe { at.wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+                acc[t][v] = simd.mul_add(a, b, acc[t][v]);
+            }
+        }
+    }
+    for t in 0..ABREAST {
+        for v in 0..V {
+            // SAFETY: contract 3, tile `t`, `v < V`.
+            unsafe { sum[t].wrapping_add(v * S::LANES).cast::<S::V>().write_unaligned(acc[t][v]) };
         }
     }
 }

@@ -670,7 +670,7 @@ fn every_epilogue<T: Scalar>(
                 _ => Activation::Relu,
             };
             let mc = [1, isa.tile().0 + 1, 128][below(3)];
-            let blocking = Blocking { mc, kc: DEEP, nc: 1 + below(2), group: 1 + below(2) };
+            let blocking = Blocking { mc, kc: DEEP, nc: [1, 2, 5][below(3)], group: 1 + below(2) };
             let form = form.wrapping_add(number as u64) % 6;
             let (packed, piecewise) = ([form & 1 == 1, form & 2 == 2], form & 4 == 4);
             let places = core::array::from_fn(|_| Place::any(flush, random));
@@ -710,11 +710,12 @@ fn deep_products<T: Scalar>() {
         let (mr, nv) = isa.tile();
         let (lanes, width) = (isa.lanes::<T>(), nv * isa.lanes::<T>());
         for depth in [2 * DEEP - 1, 2 * DEEP, 2 * DEEP + 1, 63, 64, 65, 79, 80, 127, 128, 129, 200] {
-            let sums = sums(2 * mr + 1, 3 * width + 1, depth);
+            let sums = sums(2 * mr + 1, 4 * width + 1, depth);
             for m in [1, mr - 1, mr, mr + 1, 2 * mr, 2 * mr + 1] {
-                for n in
-                    [1, lanes, lanes + 1, width - 1, width, width + 1, 2 * width - 1, 2 * width, 2 * width + 1, 3 * width + 1]
-                {
+                let ends =
+                    [1, lanes, lanes + 1, width - 1, width, width + 1, 2 * width - 1, 2 * width, 2 * width + 1, 3 * width + 1];
+                let abreast = [4 * width, 4 * width + 1];
+                for &n in ends.iter().chain(abreast.iter().filter(|_| m == 1 && depth <= 80)) {
                     every_epilogue(isa, [m, n, depth], &sums, &mut slots, &mut random);
                 }
             }

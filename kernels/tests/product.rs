@@ -18,6 +18,7 @@ tests_of_both_types!(
     random_products,
     every_form_and_blocking,
     threads,
+    single_rows,
     every_block_is_worked_on_once,
     small_integers_are_exact,
     bounds_notice_what_is_missing,
@@ -103,6 +104,28 @@ fn threads<T: Scalar>() {
                     let packed = Form { packed: number % 2 == 1, layout: Layout::default() };
                     let call = Call { cut, par, rows: packed, lanes: packed, swapped: number % 2 == 0, ..Call::plain() };
                     stored(&call, isa, &rows, &lanes, T::ONE).check_bits(&chains, &(isa.name(), call, problem)).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// A row alone, or left over, goes over some panels abreast, or not.
+fn single_rows<T: Scalar>() {
+    for isa in Isa::available() {
+        let (mr, nv) = isa.tile();
+        let width = nv * isa.lanes::<T>();
+        for (m, panels, depth) in [(1, 3, 9), (1, 4, 40), (1, 5, 300), (1, 9, 70), (mr + 1, 8, 21)] {
+            for n in [panels * width, panels * width + 1, panels * width + width - 1] {
+                let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: 23 };
+                let (rows, lanes) = (problem.rows::<T>(), problem.lanes());
+                let chains = chains(&rows, &lanes);
+                let cuts = [4, 6].map(|nc| Cut::Given(Blocking { mc: m, kc: 16, nc, group: 1 }));
+                for cut in cuts.into_iter().chain([Cut::StreamingPanels, Cut::StreamingRows, Cut::InPlace]) {
+                    for packed in [false, true] {
+                        let call = Call { cut, lanes: Form { packed, layout: Layout::default() }, ..Call::plain() };
+                        stored(&call, isa, &rows, &lanes, T::ONE).check_bits(&chains, &(isa.name(), call, problem)).unwrap();
+                    }
                 }
             }
         }
