@@ -10,8 +10,7 @@
 //!       epilogue                         sees each complete sum once
 //! ```
 //!
-//! Where [`Time`] says so, sums of tiles go to the epilogue from registers, or the epilogue of a block comes between the multiply-adds of the
-//! next.
+//! For some epilogues sums of tiles come from registers, or those of a block between the multiply-adds of the next.
 //!
 //! No constant of it and no number of threads changes a bit: every sum is one chain of fused multiply-adds in ascending depth.
 
@@ -155,6 +154,7 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Beside<'_, '_, T, A> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) -> usize {
+        // The tile shapes of the table in `isa.rs`.
         match (S::REGISTER_COUNT, S::IS_SCALAR, self.narrow) {
             (32, _, false) => self.tiles::<S, 8, 3, false>(simd),
             (32, _, true) => self.tiles::<S, 8, 3, true>(simd),
@@ -236,7 +236,7 @@ impl<T: Real, A: Apply<T>> Kernel<T> for InRegisters<'_, T, A> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // The tile shapes of the table in `isa.rs`; the conditions are constants.
+        // The tile shapes of the table in `isa.rs`, and the ends of their rows.
         match (S::REGISTER_COUNT, S::IS_SCALAR, self.vectors) {
             (32, _, 3) => self.tiles::<S, 8, 3>(simd),
             (32, _, 2) => self.tiles::<S, 8, 2>(simd),
