@@ -136,7 +136,9 @@ impl<'a, T: Real> Descent<'a, T> {
             rate: c(rate),
         };
         match (optimizer, self.moments) {
-            (Optimizer::Sgd, _) if pull == 0.0 => rule.follow(Plain(Step { rate: c(rate * scale), ..step })),
+            (Optimizer::Sgd, _) if pull == 0.0 && is_normal(c(rate * scale)) => {
+                rule.follow(Plain(Step { rate: c(rate * scale), ..step }));
+            }
             (Optimizer::Sgd, _) => rule.follow(step),
             (Optimizer::Momentum { mu }, [Some(momentum), _]) => rule.follow(HeavyBall { step, momentum, mu: c(mu) }),
             (Optimizer::Adam { beta1, beta2, epsilon }, [Some(first), Some(second)]) => {
@@ -171,6 +173,11 @@ pub(crate) trait Descend<T: Real>: Apply<T> {
     /// # Safety
     /// As for [`Apply::apply`].
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V;
+}
+
+/// Neither zero nor subnormal, nor infinite: a factor that loses nothing.
+fn is_normal<T: Real>(x: T) -> bool {
+    (T::TINY / (2.0 * T::UNIT_ROUNDOFF)..f64::INFINITY).contains(&x.to_f64().abs())
 }
 
 /// `bⁿ` by squaring: products only, so the bits depend on no library.

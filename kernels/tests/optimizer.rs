@@ -18,6 +18,7 @@ tests_of_both_types!(
     random_updates,
     every_operand_layout,
     beside_the_next_band,
+    rate_times_scale_out_of_range,
     integers_are_exact,
     nan_stays_in_its_weight,
     misuse_panics
@@ -164,6 +165,30 @@ fn beside_the_next_band<T: Scalar>() {
                             got.check_bits(wanted, &(isa.name(), call, update, [m, n, depth])).unwrap();
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// A rate times a scale may leave the range of numbers, or their precision, where each step from the sum to the weight does not.
+fn rate_times_scale_out_of_range<T: Scalar>() {
+    let problem = Problem { m: 9, n: 50, depth: 2, families: [Family::Integer; 2], seed: 3 };
+    let largest = if T::NAME == "f32" { 2f64.powi(120) } else { 2f64.powi(1000) };
+    for factor in [largest, largest.recip()] {
+        // Sums of whole numbers over the scale, and zeros.
+        let rows = problem.rows::<T>().map(|x| T::from_f64(x.to_f64() / factor));
+        let lanes = problem.lanes::<T>();
+        let learning_rate = if factor > 1.0 { 2f64.powi(20) } else { 2f64.powi(-40) };
+        let update = Update { optimizer: Optimizer::Sgd, decay: Decay::None, learning_rate, step: 1, scale: factor };
+        let old = parameters::<T>(&problem, Family::Integer, &update);
+        let sums = chains(&problem.rows::<T>(), &lanes);
+        for isa in Isa::available() {
+            let new = updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+            for i in 0..problem.m {
+                for j in 0..problem.n {
+                    let wanted = T::from_f64((-learning_rate).mul_add(sums.get(i, j).to_f64(), old[0].get(i, j).to_f64()));
+                    assert_eq!(new[0].get(i, j), wanted, "({i}, {j}) with {factor:e} on {isa}");
                 }
             }
         }
