@@ -43,7 +43,8 @@ fn near_rows<'a, T: Real>(isa: Isa, factor: MatRef<'a, T>, bands: &'a mut Bands<
 }
 
 fn near_lanes<'a, T: Real>(isa: Isa, factor: MatRef<'a, T>, panels: &'a mut Panels<T>) -> Lanes<'a, T> {
-    if is_near(factor) {
+    // What is left of a row behind whole vectors would be packed again for each band of rows.
+    if is_near(factor) && factor.ncols().is_multiple_of(isa.lanes::<T>()) {
         return Lanes::View(factor);
     }
     panels.pack(isa, factor);
