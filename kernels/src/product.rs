@@ -91,7 +91,8 @@ pub(crate) trait Finish<T: Real>: Sync {
     /// `(row, col)` of the product, the next ones lie to its right. Their sums are not stored.
     ///
     /// # Safety
-    /// As [`finish`](Self::finish) for the tiles; contracts 1 and 2 of [`tile::run`]. [`time`](Self::time) is [`Time::InRegisters`].
+    /// As [`finish`](Self::finish) for the tiles; contracts 1 and 2 of [`tile::run`] for MR rows and `vectors`, from 1 to NV.
+    /// [`time`](Self::time) is [`Time::InRegisters`].
     unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize);
 }
 
@@ -576,7 +577,8 @@ impl<T: Real> Work<'_, T> {
                         let rows = self.left(0, i0);
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
                         let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: lanes };
-                        // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
+                        // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
+                        // are whole vectors.
                         unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0) };
                         done = j0 + (alike - 1) * self.width + cols;
                     }

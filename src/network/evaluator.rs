@@ -14,7 +14,7 @@ use crate::runtime::Runtime;
 use crate::workspace::Workspace;
 
 /// Samples that a thread takes through all layers at once.
-const CHUNK: usize = 256;
+const CHUNK: usize = 128;
 
 /// Memory for plain forward passes outside of training. Threads share out the samples, and each goes through all layers on its own.
 #[derive(Clone, Debug)]
