@@ -2,15 +2,15 @@
 
 use core::num::NonZero;
 use dualprop_kernels::isa::{Isa, IsaError};
-use dualprop_kernels::product::SEQUENTIAL;
 use faer::Par;
 
 use crate::error::Error;
 
 /// The instruction set and the number of threads that plans are made for.
 ///
-/// Neither changes a bit of any result. Work runs in the rayon pool of the calling thread, the global one outside of any; small work
-/// stays on the calling thread.
+/// Neither changes a bit of any result. The calling thread works itself; its helpers are threads of the rayon pool that it belongs to, of the
+/// global one outside of any. A helper looks for more work for 50 µs before it sleeps. Small work stays on the calling thread, unless a helper is
+/// awake or more of it follows at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Runtime {
     isa: Isa,
@@ -80,17 +80,6 @@ impl Runtime {
     /// The parallelism.
     pub fn par(&self) -> Par {
         self.par
-    }
-
-    /// Runs many products of up to `multiplications` each: in a pool from the beginning if they are large enough to be shared out, so that they
-    /// need not be handed over one by one.
-    pub(crate) fn within_pool<R: Send>(&self, multiplications: usize, run: impl FnOnce() -> R + Send) -> R {
-        match self.par {
-            Par::Rayon(_) if multiplications >= SEQUENTIAL && rayon::current_thread_index().is_none() => {
-                rayon::join(run, || ()).0
-            }
-            _ => run(),
-        }
     }
 
     /// The number of threads that large work is cut for.

@@ -4,8 +4,9 @@ use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::gram::gram;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::online;
-use dualprop_kernels::pack::{Bands, Panels};
+use dualprop_kernels::pack::{Bands, PACKING, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
+use dualprop_kernels::threads;
 use dualprop_kernels::vector::Real;
 use faer::{MatMut, MatRef, Par};
 
@@ -23,9 +24,6 @@ pub struct Workspace<T> {
     /// Vectors between two products. Who takes one puts it back, so that its memory is not lost.
     pub(crate) spare: [Vec<T>; 3],
 }
-
-/// Factors of fewer elements are packed by the calling thread: waking another costs more.
-const PACKED_ALONE: usize = 1 << 16;
 
 /// Whether a factor of outer products is read where it is as fast as from a packed copy: contiguous rows that stay in the second-level
 /// cache, and do not begin in few of the sets of the first-level cache.
@@ -47,7 +45,7 @@ fn near_lanes<'a, T: Real>(isa: Isa, factor: MatRef<'a, T>, panels: &'a mut Pane
     if is_near(factor) && factor.ncols().is_multiple_of(isa.lanes::<T>()) {
         return Lanes::View(factor);
     }
-    panels.pack(isa, factor);
+    panels.pack(isa, Par::Seq, factor);
     Lanes::Packed(panels)
 }
 
@@ -72,7 +70,7 @@ impl<T: Real> Workspace<T> {
     /// [`forward`](Self::forward) for no more samples than a vector has lanes: they are the lanes, and no weight is packed.
     pub(crate) fn forward_few(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let (isa, par) = (self.runtime.isa(), self.runtime.par());
-        self.panels.pack(isa, below.transpose());
+        self.panels.pack(isa, Par::Seq, below.transpose());
         let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
         let blocking = Blocking::streaming_rows::<T>(isa, below.ncols());
         product(isa, par, rows, lanes, epilogue.transposed(), blocking, &mut self.scratch);
@@ -110,9 +108,8 @@ impl<T: Real> Workspace<T> {
             return product(isa, par, Rows::Packed(&self.bands), lanes, epilogue, blocking, &mut self.scratch);
         }
         let (bands, panels) = (&mut self.bands, &mut self.panels);
-        let is_large = batch * above.ncols().min(below.ncols()) >= PACKED_ALONE;
-        let (rows, lanes) = if par != Par::Seq && is_large {
-            rayon::join(|| near_rows(isa, above.transpose(), bands), || near_lanes(isa, below, panels))
+        let (rows, lanes) = if threads::tasks(par, PACKING * batch * above.ncols().min(below.ncols())) > 1 {
+            threads::join(|| near_rows(isa, above.transpose(), bands), || near_lanes(isa, below, panels))
         } else {
             (near_rows(isa, above.transpose(), bands), near_lanes(isa, below, panels))
         };

@@ -97,7 +97,7 @@ fn runs(widths: &'static [usize], batch: usize) -> Vec<Run> {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     // Products of the second have 24·300·300 multiply-adds, enough for threads to share them.
-    const { assert!(24 * 300 * 300 >= dualprop_kernels::product::SEQUENTIAL) };
+    const { assert!(24 * 300 * 300 >= dualprop_kernels::threads::SEQUENTIAL) };
     for run in runs(&[20, 24, 18, 10], 12).into_iter().chain(runs(&[300, 300, 300, 10], 24)) {
         let alone = (run.alone::<f32>(), run.alone::<f64>());
         for threads in [1, 2, 3, 8] {

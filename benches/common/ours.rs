@@ -24,8 +24,8 @@ impl<T: Scalar> Plan<T> {
     /// Packs the weights for both directions.
     pub fn packed(isa: Isa, weights: MatRef<'_, T>) -> Self {
         let mut plan = Self::new(isa);
-        plan.up.pack(isa, weights.transpose());
-        plan.down.pack(isa, weights);
+        plan.up.pack(isa, Par::Seq, weights.transpose());
+        plan.down.pack(isa, Par::Seq, weights);
         plan
     }
 

@@ -164,8 +164,8 @@ class Library:
         self.library = build("lines", (pathlib.Path(__file__).parent / "library.rs").read_text())
         known = threads_of_process()
         self.library.start(C.c_size_t(THREADS))
-        if THREADS > 1:  # the process takes part in the work of other libraries, but not in that of ours
-            for cpu, thread in zip(CPUS, threads_of_process() - known):
+        if THREADS > 1:
+            for cpu, thread in zip(CPUS[1:], threads_of_process() - known):
                 os.sched_setaffinity(thread, [cpu])
                 PLACED.add(thread)
         self.library.time.restype = C.c_double

@@ -28,10 +28,10 @@ fn runtime() -> &'static Runtime {
     RUNTIME.get().expect("`start` comes first")
 }
 
-/// The best instruction set on so many threads.
+/// The best instruction set on so many threads, of which the calling one is the first.
 #[unsafe(no_mangle)]
 pub extern "C" fn start(threads: usize) {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("one start");
+    rayon::ThreadPoolBuilder::new().num_threads((threads - 1).max(1)).build_global().expect("one start");
     RUNTIME.set(Runtime::new(Isa::best(), dualprop::Par::Seq).with_threads(threads)).expect("one start");
 }
 
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn packed([m, n, batch, up]: &[usize; 4], w: *const f32, f
     let w = if *up == 1 { w.transpose() } else { w };
     let (depth, width) = w.shape();
     let (mut panels, mut scratch) = (Panels::new(), Scratch::new());
-    panels.pack(isa, w);
+    panels.pack(isa, par, w);
     task(move || unsafe {
         let (rows, lanes) = (Rows::View(matrix(from, batch, depth)), Lanes::Packed(&panels));
         let store = Epilogue::Store { out: Output::new(matrix_mut(out, batch, width)), scale: 1.0 };
@@ -199,8 +199,8 @@ pub unsafe extern "C" fn relax_layer(
     }
     let (isa, par) = (runtime().isa(), runtime().par());
     let (mut up, mut down, mut scratch) = (Panels::new(), Panels::new(), Scratch::new());
-    up.pack(isa, incoming.transpose());
-    down.pack(isa, outgoing);
+    up.pack(isa, par, incoming.transpose());
+    down.pack(isa, par, outgoing);
     task(move || unsafe {
         let blocking = Blocking::streaming_panels::<f32>(isa, batch);
         let to_drive = Epilogue::Drive { drive: Output::new(matrix_mut(drive, batch, n)), bias: Input::repeated(bias, batch) };
@@ -495,9 +495,16 @@ fn together(repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
         (0..repeats).for_each(|_| work(thread));
         (start, Instant::now())
     };
-    let times = if threads == 1 { vec![go(0)] } else { rayon::broadcast(|context| go(context.index())) };
-    let start = times.iter().map(|time| time.0).min().expect("a thread");
-    let end = times.iter().map(|time| time.1).max().expect("a thread");
+    let mut times = vec![None; threads];
+    let (first, others) = times.split_first_mut().expect("a thread");
+    rayon::in_place_scope(|scope| {
+        for (thread, time) in (1..).zip(others) {
+            scope.spawn(move |_| *time = Some(go(thread)));
+        }
+        *first = Some(go(0));
+    });
+    let start = times.iter().flatten().map(|time| time.0).min().expect("a thread");
+    let end = times.iter().flatten().map(|time| time.1).max().expect("a thread");
     (end - start).as_secs_f64() / repeats as f64
 }
 

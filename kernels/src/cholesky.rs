@@ -7,6 +7,7 @@ use faer::prelude::ReborrowMut;
 use faer::{MatMut, Par};
 
 use crate::isa::{Isa, Kernel};
+use crate::threads;
 use crate::vector::{Real, Vector};
 
 /// Rows and columns of a diagonal block.
@@ -83,7 +84,7 @@ fn share<T: Real>(isa: Isa, tasks: usize, factor: &Block<T>, x: MatMut<'_, T>) {
     let left = tasks / 2;
     let middle = (x.ncols() * left / tasks).next_multiple_of(COLUMNS);
     let (a, b) = x.split_at_col_mut(middle);
-    rayon::join(|| share(isa, left, factor, a), || share(isa, tasks - left, factor, b));
+    threads::join(|| share(isa, left, factor, a), || share(isa, tasks - left, factor, b));
 }
 
 struct Solve<'a, T> {

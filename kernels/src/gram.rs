@@ -28,6 +28,7 @@ use crate::arch;
 use crate::isa::{Isa, Kernel};
 use crate::product::Scratch;
 use crate::strided::{MAX_LANES, Target};
+use crate::threads;
 use crate::vector::{Real, Vector};
 
 /// Most parts that rows are split into; a power of two.
@@ -167,7 +168,7 @@ fn share_image<T: Real>(isa: Isa, tasks: usize, a: MatRef<'_, T>, x: MatRef<'_, 
     let left = tasks / 2;
     let middle = (y.len() * left / tasks).next_multiple_of(GROUP).min(y.len());
     let ((top, bottom), (y, z)) = (a.split_at_row(middle), y.split_at_mut(middle));
-    rayon::join(|| share_image(isa, left, top, x, y), || share_image(isa, tasks - left, bottom, x, z));
+    threads::join(|| share_image(isa, left, top, x, y), || share_image(isa, tasks - left, bottom, x, z));
 }
 
 fn check_rows<E>(rows: MatRef<'_, E>) {
@@ -357,7 +358,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         let left = tasks / 2;
         let middle = squares.len() * left / tasks;
         let (a, b) = squares.split_at_mut(middle);
-        rayon::join(|| self.share(isa, part, a, left), || self.share(isa, part + middle, b, tasks - left));
+        threads::join(|| self.share(isa, part, a, left), || self.share(isa, part + middle, b, tasks - left));
     }
 
     /// Rows of a part.

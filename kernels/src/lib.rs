@@ -10,7 +10,7 @@
 //! * [`activation`], [`elementary`]: activations and the functions under them; [`reduce`]: sums, norms, maxima;
 //! * [`gram`], [`online`]: sweeps that do two products, or an update and a product, in one pass;
 //! * [`sparse`]: products with sparse matrices and updates on a fixed pattern; [`selected`]: products with some rows of a matrix;
-//! * [`strided`]: matrices as kernels see them.
+//! * [`strided`]: matrices as kernels see them; [`threads`]: work for several threads.
 //!
 //! Public functions are safe: they check what memory safety needs and panic on a caller's mistake. The crate `dualprop` on top checks
 //! everything first and returns errors. The README of this crate says how to add things.
@@ -32,5 +32,6 @@ pub mod scan;
 pub mod selected;
 pub mod sparse;
 pub mod strided;
+pub mod threads;
 mod tile;
 pub mod vector;

@@ -13,8 +13,9 @@
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descend, Descent, Rule};
-use crate::product::{AHEAD, SEQUENTIAL};
+use crate::product::AHEAD;
 use crate::strided::Input;
+use crate::threads;
 use crate::vector::{Real, Vector};
 
 use faer::{MatRef, Par};
@@ -57,10 +58,7 @@ pub(crate) fn run<T: Real>(
     let (m, n) = descent.shape();
     assert_eq!(diff.len(), m, "diff has an element for each row of the weights");
     assert_eq!(mean.len(), n, "mean has an element for each column of the weights");
-    let tasks = match par {
-        Par::Rayon(threads) if 4 * m * n >= SEQUENTIAL => threads.get(),
-        _ => 1,
-    };
+    let tasks = threads::tasks(par, 4 * m * n);
     match product {
         Some((next, image)) => {
             assert_eq!(image.len(), m, "image has an element for each row of the weights");
@@ -100,7 +98,7 @@ impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
         let middle = diff.len() * left / tasks;
         let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
         let under = epilogue.skip_rows(middle);
-        rayon::join(
+        threads::join(
             || Sweep::<T, IMAGE> { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue),
             || Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(under),
         );

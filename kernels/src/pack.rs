@@ -1,11 +1,12 @@
 //! Packed operands: bands of MR rows and panels of NV vectors, each contiguous along the depth.
 
-use faer::MatRef;
+use faer::{MatRef, Par};
 
 use crate::arch;
 use crate::buffer::Buffer;
 use crate::isa::{Isa, Kernel};
 use crate::strided::Input;
+use crate::threads;
 use crate::vector::{Real, Vector};
 
 /// The left operand of a product (`m × depth`) in bands of MR rows: element `(i, p)` is at `(i / MR)·depth·MR + p·MR + i mod MR`.
@@ -79,7 +80,7 @@ impl<T: Real> Panels<T> {
     }
 
     /// Copies `view`. Allocates only if no earlier operand was as large.
-    pub fn pack(&mut self, isa: Isa, view: MatRef<'_, T>) {
+    pub fn pack(&mut self, isa: Isa, par: Par, view: MatRef<'_, T>) {
         let (depth, cols) = (view.nrows(), view.ncols());
         let width = panel_width::<T>(isa);
         (self.depth, self.cols, self.width) = (depth, cols, width);
@@ -87,7 +88,7 @@ impl<T: Real> Panels<T> {
             return;
         }
         self.data.reserve(cols.div_ceil(width) * width * depth);
-        pack_blocks(isa, self.data.as_mut_slice(), width, isa.lanes::<T>(), view);
+        share(isa, threads::tasks(par, PACKING * depth * cols), self.data.as_mut_slice(), width, view);
     }
 
     pub(crate) fn shape(&self) -> (usize, usize) {
@@ -101,6 +102,21 @@ impl<T: Real> Panels<T> {
     pub(crate) fn as_slice(&self) -> &[T] {
         self.data.as_slice()
     }
+}
+
+/// Multiply-adds in the time of packing an element.
+pub const PACKING: usize = 32;
+
+/// Panels are independent.
+fn share<T: Real>(isa: Isa, tasks: usize, to: &mut [T], width: usize, view: MatRef<'_, T>) {
+    let panels = view.ncols().div_ceil(width);
+    if tasks <= 1 || panels <= 1 {
+        return pack_blocks(isa, to, width, isa.lanes::<T>(), view);
+    }
+    let left = tasks / 2;
+    let middle = (panels * left).div_ceil(tasks) * width;
+    let ((a, b), (first, second)) = (view.split_at_col(middle), to.split_at_mut(middle * view.nrows()));
+    threads::join(|| share(isa, left, first, width, a), || share(isa, tasks - left, second, width, b));
 }
 
 /// NR: columns of a panel.

@@ -21,6 +21,7 @@ use crate::buffer::Buffer;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::pack::{Bands, Panels, pack_blocks, panel_width};
+use crate::threads;
 use crate::tile::{self, Operand, Tiles};
 use crate::vector::{Real, Vector};
 
@@ -386,9 +387,6 @@ impl<T: Real> Scratch<T> {
 /// one writes there would go to and fro between their caches.
 const APART: usize = 4096;
 
-/// Products of fewer multiply-adds than this stay on the calling thread: waking another costs more.
-pub const SEQUENTIAL: usize = 1 << 21;
-
 /// A product and what to do with it.
 pub(crate) struct Problem<'a, T> {
     isa: Isa,
@@ -439,12 +437,15 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
         return;
     }
 
-    let mc = blocking.mc.clamp(1, m).next_multiple_of(mr);
-    let kc = blocking.kc.clamp(1, depth.max(1));
-    let threads = match par {
-        Par::Rayon(threads) if m * n * depth.max(1) >= SEQUENTIAL => threads.get(),
-        _ => 1,
+    let threads = threads::tasks(par, m * n * depth.max(1));
+    let is_batch = blocking.mc > mr && matches!((rows, lanes), (Rows::View(_), Lanes::Packed(_)));
+    // Threads take samples rather than units: what one of them writes is then what it reads in the next product.
+    let parts = if is_batch { threads.min(m / (2 * mr)).max(1) } else { 1 };
+    let mc = match blocking.mc.clamp(1, m) {
+        mc if parts > 1 => m.div_ceil(parts * m.div_ceil(parts * mc)),
+        mc => mc.next_multiple_of(mr),
     };
+    let kc = blocking.kc.clamp(1, depth.max(1));
     let time = match epilogue.time() {
         // Needs a whole band in a block, and some multiply-adds to hide behind.
         Time::Beside if mc > mr || kc < depth || depth < 24 => Time::Afterwards,
@@ -466,7 +467,9 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
     // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread.
     let col_blocks = panels.div_ceil(blocking.nc.clamp(1, panels));
     let nc = panels.div_ceil(col_blocks);
-    let grid = Grid { row_blocks, col_blocks: panels.div_ceil(nc), group: blocking.group.max(1) };
+    let col_blocks = panels.div_ceil(nc);
+    let group = if parts > 1 { col_blocks } else { blocking.group.max(1) };
+    let grid = Grid { row_blocks, col_blocks, group };
     let tasks = threads.min(grid.len());
     let pack_len = if matches!(lanes, Lanes::Packed(_)) { 0 } else { kc * width };
     let places = if time == Time::Beside { 2 } else { 1 };
@@ -537,7 +540,7 @@ impl<T: Real> Work<'_, T> {
         let left = tasks / 2;
         let middle = from + (to - from) * left / tasks;
         let (a, b) = scratch.split_at_mut(left * part);
-        rayon::join(|| self.share(from, middle, left, part, a), || self.share(middle, to, tasks - left, part, b));
+        threads::join(|| self.share(from, middle, left, part, a), || self.share(middle, to, tasks - left, part, b));
     }
 
     /// What is left of the epilogue of a part.

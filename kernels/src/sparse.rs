@@ -22,6 +22,7 @@ use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descent, Update};
 use crate::product::{Finish, Part, Scratch, Sums};
+use crate::threads;
 use crate::vector::{Real, Vector};
 
 /// Vectors of a full block, and of the smallest one.
@@ -33,9 +34,6 @@ const PART: usize = 128;
 
 /// Gradients that are handed to the optimizer at once.
 const GRADIENTS: usize = 1024;
-
-/// Multiply-adds below which a call stays on its thread.
-const SEQUENTIAL: usize = 1 << 19;
 
 /// What is wrong with raw parts of a compressed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -417,10 +415,7 @@ impl<'a, T: Real> Work<'a, T> {
     }
 
     fn tasks(&self, par: Par) -> usize {
-        match par {
-            Par::Rayon(threads) if self.a.pattern.stored() * self.width >= SEQUENTIAL => threads.get(),
-            _ => 1,
-        }
+        threads::tasks(par, 4 * self.a.pattern.stored() * self.width)
     }
 
     /// The sums of the lines of some parts, and the sums of their squares in each part if there is room for them.
@@ -440,7 +435,7 @@ impl<'a, T: Real> Work<'a, T> {
         let (left, middle) = self.cut(&parts, tasks);
         let (top, bottom) = y.split_at_mut((middle - parts.start) * PART * self.width);
         let (first, second) = squares.split_at_mut(squares.len().min((middle - parts.start) * self.width));
-        rayon::join(
+        threads::join(
             || self.sums(parts.start..middle, top, first, left),
             || self.sums(middle..parts.end, bottom, second, tasks - left),
         );
@@ -785,10 +780,7 @@ pub(crate) fn run_product<T: Real>(
             let live = WIDE.min(batch - from);
             let width = block_width(live);
             let n = a.pattern.across * width;
-            let tasks = match par {
-                Par::Rayon(threads) if a.pattern.stored() * width >= SEQUENTIAL => threads.get(),
-                _ => 1,
-            };
+            let tasks = threads::tasks(par, 4 * a.pattern.stored() * width);
             let room = 2 * PART * width;
             let packed = n.next_multiple_of(lanes::<T>());
             scratch.0.reserve(packed + tasks * room);
@@ -819,7 +811,7 @@ impl<T: Real> Finished<'_, T> {
         }
         let (left, middle) = self.work.cut(&parts, tasks);
         let (a, b) = scratch.split_at_mut(scratch.len() / tasks * left);
-        rayon::join(|| self.share(parts.start..middle, left, a), || self.share(middle..parts.end, tasks - left, b));
+        threads::join(|| self.share(parts.start..middle, left, a), || self.share(middle..parts.end, tasks - left, b));
     }
 
     fn part(&self, part: usize, scratch: &mut [T]) {
@@ -864,10 +856,7 @@ pub(crate) fn run_update<T: Real>(
     assert_eq!((above.ncols(), below.shape()), (m, (batch, n)), "a row of states for each sample, above and below");
     assert!(moments.iter().all(|moment| moment.len() == stored), "a moment for each stored element");
     let depth = batch.next_multiple_of(lanes::<T>());
-    let tasks = match par {
-        Par::Rayon(threads) if stored * batch >= SEQUENTIAL => threads.get(),
-        _ => 1,
-    };
+    let tasks = threads::tasks(par, 4 * stored * batch);
     scratch.0.reserve((m + n) * depth + tasks * GRADIENTS);
     let (upper, rest) = scratch.0.as_mut_slice().split_at_mut(m * depth);
     let (lower, sums) = rest.split_at_mut(n * depth);
@@ -905,7 +894,7 @@ impl<T: Real> Gradients<'_, T> {
         let left = tasks / 2;
         let middle = blocks.start + blocks.len() * left / tasks;
         let (a, b) = sums.split_at_mut(left * GRADIENTS);
-        rayon::join(|| self.share(blocks.start..middle, left, a), || self.share(middle..blocks.end, tasks - left, b));
+        threads::join(|| self.share(blocks.start..middle, left, a), || self.share(middle..blocks.end, tasks - left, b));
     }
 
     fn block(&self, block: usize, sums: &mut [T]) {

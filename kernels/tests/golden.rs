@@ -16,12 +16,13 @@ use dualprop_kernels::isa::Isa;
 use dualprop_kernels::online::online;
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_kernels::pack::{Bands, Panels};
-use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
+use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::reduce::{arg_max, dot, max_abs, norm, square_distance, sum};
 use dualprop_kernels::scan::scan;
 use dualprop_kernels::selected::{OUTPUTS, Selected, crossing, inner, selected};
 use dualprop_kernels::sparse::{self, Matrix, Pattern};
 use dualprop_kernels::strided::{Input, Output};
+use dualprop_kernels::threads::SEQUENTIAL;
 use dualprop_kernels::vector::Real;
 use dualprop_reference::bound::Precision;
 use dualprop_reference::generate::{Family, SplitMix64, generate};
@@ -341,7 +342,7 @@ impl<T: Scalar> Problem<T> {
         };
         let right = match way.choose(11, 3) {
             0 => {
-                panels.pack(way.isa, lanes.view());
+                panels.pack(way.isa, Par::Seq, lanes.view());
                 Lanes::Packed(&panels)
             }
             1 => Lanes::Piecewise(lanes.view()),

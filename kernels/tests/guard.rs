@@ -630,7 +630,7 @@ impl Case {
             Rows::View(rows.view())
         };
         let to = if self.packed[1] {
-            panels.pack(isa, lanes.view());
+            panels.pack(isa, Par::Seq, lanes.view());
             Lanes::Packed(&panels)
         } else if self.piecewise {
             Lanes::Piecewise(lanes.view())

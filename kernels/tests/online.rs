@@ -7,7 +7,7 @@ use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::online::{self, online};
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
-use dualprop_kernels::product::SEQUENTIAL;
+use dualprop_kernels::threads::SEQUENTIAL;
 use dualprop_reference::bound::{Bounded, dot};
 use dualprop_reference::generate::{Family, generate};
 use faer::Par;

@@ -7,8 +7,9 @@ use common::*;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::pack::{Bands, Panels};
-use dualprop_kernels::product::{Blocking, Lanes, Rows, SEQUENTIAL, Scratch, product};
+use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::strided::Input;
+use dualprop_kernels::threads::SEQUENTIAL;
 use dualprop_reference::bound::{dot, scaled_affine, scaled_dot};
 use dualprop_reference::generate::Family;
 use faer::Par;
@@ -267,7 +268,7 @@ fn nothing_stale_is_used<T: Scalar>() {
                 for layout in Layout::all() {
                     let (nan_rows, nan_lanes) = (Grid::<T>::blank(40, 90, layout), Grid::<T>::blank(90, 130, layout));
                     bands.pack(before, nan_rows.view());
-                    panels.pack(before, nan_lanes.view());
+                    panels.pack(before, Par::Seq, nan_lanes.view());
                     let mut out = Grid::blank(40, 130, layout);
                     let store = Epilogue::Store { out: out.output(), scale: T::ONE };
                     product(before, Par::Seq, Rows::Packed(&bands), Lanes::Packed(&panels), store, blocking, &mut scratch);
@@ -275,7 +276,7 @@ fn nothing_stale_is_used<T: Scalar>() {
                     let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: 13 };
                     let (rows, lanes) = (problem.rows::<T>().relaid(layout), problem.lanes::<T>().relaid(layout));
                     bands.pack(isa, rows.view());
-                    panels.pack(isa, lanes.view());
+                    panels.pack(isa, Par::Seq, lanes.view());
                     for right in [Lanes::Packed(&panels), Lanes::View(lanes.view())] {
                         let mut out = Grid::blank(m, n, layout);
                         let store = Epilogue::Store { out: out.output(), scale: T::ONE };
@@ -301,7 +302,7 @@ fn repeated_factors<T: Scalar>() {
                 let wanted = chains(&grid(rows), &grid(lanes));
                 let (mut bands, mut panels) = (Bands::new(), Panels::new());
                 bands.pack(isa, rows);
-                panels.pack(isa, lanes);
+                panels.pack(isa, Par::Seq, lanes);
                 for left in [Rows::View(rows), Rows::Packed(&bands)] {
                     for right in [Lanes::View(lanes), Lanes::Packed(&panels)] {
                         let mut out = Grid::blank(m, n, Layout::default());
@@ -350,7 +351,7 @@ fn misuse_panics<T: Scalar>() {
         for other in Isa::available().filter(|&other| other != isa) {
             let (mut bands, mut panels) = (Bands::new(), Panels::new());
             bands.pack(other, rows.view());
-            panels.pack(other, lanes.view());
+            panels.pack(other, Par::Seq, lanes.view());
             assert_panics("packed for another instruction set", || {
                 run(Rows::Packed(&bands), right, Epilogue::Store { out: out.output(), scale: T::ONE })
             });

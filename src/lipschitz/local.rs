@@ -7,6 +7,7 @@ use dualprop_kernels::pack::Panels;
 use dualprop_kernels::reduce;
 use dualprop_kernels::selected::{Selected, inner, selected};
 use dualprop_kernels::strided::{Input, Output};
+use dualprop_kernels::threads;
 use dualprop_kernels::vector::Real;
 use faer::{MatRef, Par};
 
@@ -189,7 +190,7 @@ impl<T: Real> Slopes<T> {
         let widest = hidden.iter().copied().max().unwrap_or(0);
         let packed = |k: usize| {
             let mut panels = Panels::new();
-            panels.pack(runtime.isa(), network.weights(k).transpose());
+            panels.pack(runtime.isa(), runtime.par(), network.weights(k).transpose());
             panels
         };
         Self {
@@ -789,7 +790,7 @@ pub(super) fn share<M: Send>(
     let ((a, b), (to_a, to_b)) = (samples.split_at(middle), to.split_at_mut(middle));
     let (left, right) = memory.split_at_mut(tasks / 2 * group);
     let right = &mut right[..(tasks - tasks / 2) * group];
-    rayon::join(|| share(a, left, group, to_a, each), || share(b, right, group, to_b, each));
+    threads::join(|| share(a, left, group, to_a, each), || share(b, right, group, to_b, each));
 }
 
 /// Columns to store, for rows that begin in different sets of a cache.

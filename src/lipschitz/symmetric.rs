@@ -32,7 +32,7 @@ impl<T: Real> Symmetric<T> {
         let block = |from: usize| s.subcols(from, BLOCK.min(s.ncols() - from));
         self.panels.resize_with(starts().len(), Panels::new);
         for (panels, from) in self.panels.iter_mut().zip(starts()) {
-            panels.pack(isa, block(from));
+            panels.pack(isa, par, block(from));
         }
         for (b, i) in starts().enumerate() {
             self.bands.pack(isa, block(i).transpose());

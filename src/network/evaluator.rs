@@ -1,8 +1,8 @@
 //! Plain forward passes outside of training.
 
 use dualprop_kernels::epilogue::Epilogue;
-use dualprop_kernels::product::SEQUENTIAL;
 use dualprop_kernels::strided::{Input, Output};
+use dualprop_kernels::threads;
 use dualprop_kernels::vector::Real;
 use faer::prelude::ReborrowMut;
 use faer::{MatMut, MatRef, Par};
@@ -76,7 +76,7 @@ impl<T: Real> Evaluator<T> {
         for (k, synapse) in synapses.iter_mut().enumerate() {
             synapse.pack(&self.runtime, network.weights(k));
         }
-        let threads = if rows * network.largest() < SEQUENTIAL { 1 } else { self.works.len().min(rows.div_ceil(32)) };
+        let threads = threads::tasks(self.runtime.par(), rows * network.largest()).min(rows.div_ceil(32));
         let [even, odd] = &mut self.means;
         let states = States { drive: self.drive.view_mut(), means: [even.view_mut(), odd.view_mut()] };
         Layers { network, synapses, zeros }.share(&mut self.works[..threads], states.split_at(rows).0, x);
@@ -92,7 +92,7 @@ impl<T: Real> Layers<'_, T> {
         let (left, right) = works.split_at_mut(works.len() / 2);
         let rows = x.nrows() * left.len() / (left.len() + right.len());
         let ((first, second), (x, rest)) = (states.split_at(rows), x.split_at_row(rows));
-        rayon::join(|| self.share(left, first, x), || self.share(right, second, rest));
+        threads::join(|| self.share(left, first, x), || self.share(right, second, rest));
     }
 
     fn forward(self, work: &mut Workspace<T>, mut states: States<'_, T>, x: MatRef<'_, T>) {

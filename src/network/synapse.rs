@@ -26,7 +26,7 @@ impl<T: Real> Packed<T> {
 
     fn get(&mut self, runtime: &Runtime, operand: MatRef<'_, T>) -> &Panels<T> {
         if !self.fresh {
-            self.panels.pack(runtime.isa(), operand);
+            self.panels.pack(runtime.isa(), runtime.par(), operand);
             self.fresh = true;
         }
         &self.panels

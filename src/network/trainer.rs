@@ -5,6 +5,7 @@ use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::Update;
 use dualprop_kernels::reduce;
 use dualprop_kernels::strided::{Input, Output};
+use dualprop_kernels::threads;
 use dualprop_kernels::vector::Real;
 use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{MatMut, MatRef};
@@ -232,9 +233,7 @@ impl<T: Real> Trainer<T> {
     /// update that failed: before the step, unless [`Schedule::Multistep`] had already done some.
     pub fn step(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>, learning_rate: f64) -> Result<Step<'_>, Error> {
         self.check_rate(learning_rate)?;
-        let runtime = self.runtime;
-        let (loss, correct) =
-            runtime.within_pool(self.multiplications(self.ones.len()), || self.infer_and_update(x, targets, learning_rate))?;
+        let (loss, correct) = self.infer_and_update(x, targets, learning_rate)?;
         Ok(self.report(loss, correct))
     }
 
@@ -253,19 +252,13 @@ impl<T: Real> Trainer<T> {
         Ok(score)
     }
 
-    /// Multiply-adds of the largest product with so many samples.
-    fn multiplications(&self, rows: usize) -> usize {
-        rows * self.network.largest()
-    }
-
     /// The part of a step before the update: forward pass and relaxation. [`gradient`](Self::gradient) then gives what an update would
     /// follow, for callers who sum gradients over machines or apply them themselves.
     ///
     /// # Errors
     /// As [`step`](Self::step).
     pub fn infer(&mut self, x: MatRef<'_, T>, targets: Targets<'_, T>) -> Result<Step<'_>, Error> {
-        let runtime = self.runtime;
-        let (loss, correct) = runtime.within_pool(self.multiplications(self.ones.len()), || self.infer_batch(x, targets))?;
+        let (loss, correct) = self.infer_batch(x, targets)?;
         Ok(self.report(loss, correct))
     }
 
@@ -338,19 +331,12 @@ impl<T: Real> Trainer<T> {
 
     /// Copies the batch, and refuses what is not finite.
     fn set_input(&mut self, x: MatRef<'_, T>) -> Result<(), Error> {
-        let (input, mut largest) = (&mut self.units[0].mean, 0.0);
-        for row in 0..input.rows() {
-            let to = input.row_mut(row);
-            match x.row(row).try_as_row_major() {
-                Some(from) => to.copy_from_slice(from.as_slice()),
-                None => to.iter_mut().zip(x.row(row).iter()).for_each(|(to, &from)| *to = from),
-            }
-            largest = f64::max(largest, reduce::max_abs(self.runtime.isa(), to));
-            if !largest.is_finite() {
-                check::finite("x", x)?;
-            }
+        let input = &mut self.units[0].mean;
+        let tasks = threads::tasks(self.runtime.par(), COPYING * input.rows() * input.cols());
+        self.largest_input = copy_rows(self.runtime.isa(), tasks, input.view_mut(), x);
+        if !self.largest_input.is_finite() {
+            check::finite("x", x)?;
         }
-        self.largest_input = largest;
         if let Some(alignment) = self.alignment.as_mut().filter(|_| self.measuring) {
             copy(&mut alignment.units[0].mean, input);
         }
@@ -617,7 +603,7 @@ impl<T: Real> Trainer<T> {
         let weights = self.network.weights[0].view();
         self.work.top_down(weights, first.diff.view(), out);
         input.mean_stamp = self.clock.tick();
-        self.largest_input = largest_of(self.runtime.isa(), &input.mean);
+        self.largest_input = largest_of(&self.runtime, &input.mean);
     }
 
     /// What turns `Σ_b Δ s̄` of weight layer `k` into the gradient: `−1/(β_{k+1}B)`.
@@ -628,7 +614,7 @@ impl<T: Real> Trainer<T> {
     /// Refuses states from which an update might leave the range of numbers.
     fn check_states(&self) -> Result<(), Error> {
         let isa = self.runtime.isa();
-        let max_abs = |states: &RowMajor<T>| largest_of(isa, states);
+        let max_abs = |states: &RowMajor<T>| largest_of(&self.runtime, states);
         let batch = self.ones.len() as f64;
         // Coupled decay is part of the gradient, which moments add up and square.
         let decay = match self.settings.decay {
@@ -711,17 +697,15 @@ impl<T: Real> Trainer<T> {
         check::shape("x", x, (x.nrows(), self.network.widths[0]))?;
         check::shape("out", out.rb(), (x.nrows(), self.network.widths[layers]))?;
         check::finite("x", x)?;
-        let (runtime, chunk) = (self.runtime, self.evaluator.capacity());
-        runtime.within_pool(self.multiplications(x.nrows()), || {
-            for from in (0..x.nrows()).step_by(chunk) {
-                let rows = chunk.min(x.nrows() - from);
-                let prediction = self.predict_chunk(x.subrows(from, rows));
-                for row in 0..rows {
-                    let to = out.rb_mut().row_mut(from + row);
-                    to.iter_mut().zip(row_of(prediction, row)).for_each(|(to, &value)| *to = value);
-                }
+        let chunk = self.evaluator.capacity();
+        for from in (0..x.nrows()).step_by(chunk) {
+            let rows = chunk.min(x.nrows() - from);
+            let prediction = self.predict_chunk(x.subrows(from, rows));
+            for row in 0..rows {
+                let to = out.rb_mut().row_mut(from + row);
+                to.iter_mut().zip(row_of(prediction, row)).for_each(|(to, &value)| *to = value);
             }
-        });
+        }
         Ok(())
     }
 
@@ -735,23 +719,20 @@ impl<T: Real> Trainer<T> {
         check::parameter("samples", samples as f64, "at least 1", samples > 0)?;
         targets.check(samples, n_out)?;
         check::finite("x", x)?;
-        let (isa, loss, runtime, chunk) = (self.runtime.isa(), self.settings.loss, self.runtime, self.evaluator.capacity());
-        let (sum, correct) = runtime.within_pool(self.multiplications(samples), || {
-            let (mut target, mut totals) = (vec![T::ZERO; n_out], vec![0.0; chunk.min(samples)]);
-            let (mut sum, mut correct) = (0.0, 0);
-            for from in (0..samples).step_by(chunk) {
-                let rows = chunk.min(samples - from);
-                let prediction = self.predict_chunk(x.subrows(from, rows));
-                loss.totals(isa, &mut totals[..rows], prediction);
-                for (row, &total) in totals[..rows].iter().enumerate() {
-                    let prediction = row_of(prediction, row);
-                    targets.write(from + row, &mut target);
-                    sum += loss.value(isa, total, prediction, &target);
-                    correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(&target));
-                }
+        let (isa, loss, chunk) = (self.runtime.isa(), self.settings.loss, self.evaluator.capacity());
+        let (mut target, mut totals) = (vec![T::ZERO; n_out], vec![0.0; chunk.min(samples)]);
+        let (mut sum, mut correct) = (0.0, 0);
+        for from in (0..samples).step_by(chunk) {
+            let rows = chunk.min(samples - from);
+            let prediction = self.predict_chunk(x.subrows(from, rows));
+            loss.totals(isa, &mut totals[..rows], prediction);
+            for (row, &total) in totals[..rows].iter().enumerate() {
+                let prediction = row_of(prediction, row);
+                targets.write(from + row, &mut target);
+                sum += loss.value(isa, total, prediction, &target);
+                correct += usize::from(reduce::arg_max(prediction) == reduce::arg_max(&target));
             }
-            (sum, correct)
-        });
+        }
         Ok(Evaluation { loss: sum / samples as f64, accuracy: correct as f64 / samples as f64 })
     }
 
@@ -788,8 +769,44 @@ impl<T: Real> Trainer<T> {
     }
 }
 
-fn largest_of<T: Real>(isa: Isa, states: &RowMajor<T>) -> f64 {
-    (0..states.rows()).map(|row| reduce::max_abs(isa, states.row(row))).fold(0.0, f64::max)
+/// Multiply-adds in the time of copying or comparing an element.
+const COPYING: usize = 8;
+
+/// The largest magnitude of some states; infinity if one is NaN.
+fn largest_of<T: Real>(runtime: &Runtime, states: &RowMajor<T>) -> f64 {
+    let tasks = threads::tasks(runtime.par(), COPYING * states.rows() * states.cols());
+    largest_in(runtime.isa(), tasks, states.view())
+}
+
+fn largest_in<T: Real>(isa: Isa, tasks: usize, states: MatRef<'_, T>) -> f64 {
+    if tasks <= 1 {
+        return (0..states.nrows()).map(|row| reduce::max_abs(isa, row_of(states, row))).fold(0.0, f64::max);
+    }
+    let left = tasks / 2;
+    let (above, below) = states.split_at_row(states.nrows() * left / tasks);
+    let (a, b) = threads::join(|| largest_in(isa, left, above), || largest_in(isa, tasks - left, below));
+    a.max(b)
+}
+
+/// Copies the rows of any matrix. Returns the largest magnitude, infinity if one is NaN.
+fn copy_rows<T: Real>(isa: Isa, tasks: usize, mut to: MatMut<'_, T>, from: MatRef<'_, T>) -> f64 {
+    if tasks <= 1 {
+        let mut largest = 0.0;
+        for row in 0..from.nrows() {
+            let to =
+                to.rb_mut().row_mut(row).try_as_row_major_mut().expect("the trainer's own matrices are row-major").as_slice_mut();
+            match from.row(row).try_as_row_major() {
+                Some(from) => to.copy_from_slice(from.as_slice()),
+                None => to.iter_mut().zip(from.row(row).iter()).for_each(|(to, &from)| *to = from),
+            }
+            largest = f64::max(largest, reduce::max_abs(isa, to));
+        }
+        return largest;
+    }
+    let (left, middle) = (tasks / 2, from.nrows() * (tasks / 2) / tasks);
+    let ((to, below), (from, rest)) = (to.split_at_row_mut(middle), from.split_at_row(middle));
+    let (a, b) = threads::join(|| copy_rows(isa, left, to, from), || copy_rows(isa, tasks - left, below, rest));
+    a.max(b)
 }
 
 fn copy<T: Real>(to: &mut RowMajor<T>, from: &RowMajor<T>) {

@@ -401,7 +401,7 @@ impl Call {
             Rows::View(rows.view())
         };
         let right = if self.lanes.packed {
-            panels.pack(isa, lanes.view());
+            panels.pack(isa, Par::Seq, lanes.view());
             Lanes::Packed(&panels)
         } else if self.piecewise {
             Lanes::Piecewise(lanes.view())

@@ -1,0 +1,200 @@
+//! Work for several threads: those of the rayon pool that a call is made in, the global one outside of any.
+//!
+//! Rayon takes some microseconds to hand work to a thread that sleeps, and as many to wake the one that waits for it; many kernels
+//! are done by then. So the thread that makes a call works itself, and whoever has helped it stays for [`LINGER`] and looks for more: to
+//! give that helper a piece of work takes some hundred nanoseconds, and it is always the same helper that gets the same piece,
+//! whose cache has what belongs to it. Nobody waits for a helper that does not come: what it has not begun is taken back.
+
+use core::any::Any;
+use core::cell::{Cell, UnsafeCell};
+use core::hint::spin_loop;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use faer::Par;
+
+/// Work of fewer multiply-adds than this wakes nobody, unless more of it follows soon.
+pub const SEQUENTIAL: usize = 1 << 21;
+
+/// Work of fewer multiply-adds than this stays on the calling thread even if a helper is awake.
+pub const ALONE: usize = 1 << 15;
+
+/// How long a helper looks for more work: a few times what it would cost to wake it.
+const LINGER: Duration = Duration::from_micros(50);
+
+/// Helpers of a thread: enough for 2⁸ threads, since each takes over half of what its caller has left.
+const HELPERS: usize = 8;
+
+/// The number of tasks that work of so many multiply-adds is best cut into.
+pub fn tasks(par: Par, multiplications: usize) -> usize {
+    match par {
+        Par::Rayon(threads) if multiplications >= SEQUENTIAL || (multiplications >= ALONE && is_busy()) => threads.get(),
+        _ => 1,
+    }
+}
+
+/// Runs both, on two threads if a helper has time. They share nothing that would let one wait for the other.
+///
+/// # Panics
+/// If one of them does. Then the other is done or was never begun; of two panics the first one's goes on.
+pub fn join<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + Send) -> (A, B) {
+    let level = LEVEL.get();
+    TEAM.with(|team| {
+        let Some(helper) = team.get(level) else { return (first(), second()) };
+        let mut result = None;
+        let work = Work::new(|| result = Some(second()));
+        let task = ptr::from_ref(&work).cast();
+        helper.ask(task);
+        let first = {
+            LEVEL.set(level + 1);
+            let _settled = Settle { helper, task, level };
+            first()
+        };
+        match (work.closure.into_inner(), work.panic.into_inner()) {
+            (Some(second), _) => second(),
+            (None, Some(panic)) => resume_unwind(panic),
+            (None, None) => {}
+        }
+        (first, result.expect("the second is done"))
+    })
+}
+
+thread_local! {
+    static TEAM: [Arc<Helper>; HELPERS] = core::array::from_fn(|_| Arc::default());
+    /// Pieces of work that this thread has given away: the number of its next helper.
+    static LEVEL: Cell<usize> = const { Cell::new(0) };
+    /// When there was no helper for a small piece of work.
+    static ASKED: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Whether the next helper of this thread is awake, or would have been if it had been called when this was asked last.
+fn is_busy() -> bool {
+    if TEAM.with(|team| team.get(LEVEL.get()).is_some_and(|helper| helper.state.load(Ordering::Relaxed) == AWAKE)) {
+        return true;
+    }
+    let now = Instant::now();
+    ASKED.replace(Some(now)).is_some_and(|last| now - last < LINGER)
+}
+
+/// What a helper can be.
+const ASLEEP: u8 = 0;
+const CALLED: u8 = 1;
+const AWAKE: u8 = 2;
+
+/// The place where a thread leaves work for a helper; on two cache lines of its own, since two is what some processors fetch.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Helper {
+    /// What nobody has begun; null for nothing.
+    task: AtomicPtr<Task>,
+    state: AtomicU8,
+}
+
+/// A piece of work without its type: the beginning of a [`Work`].
+#[derive(Debug)]
+#[repr(C)]
+struct Task {
+    /// Does it. To be called once, with a pointer to the whole [`Work`].
+    run: unsafe fn(*const Task),
+    /// Set when nobody but its owner will touch it any more.
+    is_done: AtomicBool,
+}
+
+/// A closure on the stack of the thread that waits for it.
+#[repr(C)]
+struct Work<F> {
+    task: Task,
+    closure: UnsafeCell<Option<F>>,
+    panic: UnsafeCell<Option<Box<dyn Any + Send>>>,
+}
+
+impl<F: FnOnce() + Send> Work<F> {
+    fn new(closure: F) -> Self {
+        let task = Task { run: Self::run, is_done: AtomicBool::new(false) };
+        Self { task, closure: UnsafeCell::new(Some(closure)), panic: UnsafeCell::new(None) }
+    }
+
+    /// # Safety
+    /// `task` is the beginning of a `Work<F>` that is alive until `is_done`, and whose closure and panic nobody else touches until then.
+    unsafe fn run(task: *const Task) {
+        // SAFETY: a `Work<F>`, alive until `is_done`, as the caller promises; it is not used after that.
+        let work = unsafe { &*task.cast::<Self>() };
+        // SAFETY: ours alone until `is_done`, as the caller promises.
+        let closure = unsafe { &mut *work.closure.get() };
+        // SAFETY: as above.
+        let panic = unsafe { &mut *work.panic.get() };
+        *panic = catch_unwind(AssertUnwindSafe(|| closure.take().map(|closure| closure()))).err();
+        work.task.is_done.store(true, Ordering::Release);
+    }
+}
+
+impl Helper {
+    /// Leaves work, and calls the helper if it is asleep.
+    fn ask(self: &Arc<Self>, task: *const Task) {
+        self.task.store(task.cast_mut(), Ordering::Release);
+        if self.state.load(Ordering::Relaxed) == ASLEEP {
+            self.state.store(CALLED, Ordering::Relaxed);
+            let helper = Arc::clone(self);
+            rayon::spawn(move || helper.help());
+        }
+    }
+
+    /// Takes the work away, for one who then does it or knows that nobody will.
+    fn take(&self, task: *mut Task) -> bool {
+        !task.is_null() && self.task.compare_exchange(task, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Does what is left here, until there has been nothing for a while.
+    fn help(&self) {
+        self.state.store(AWAKE, Ordering::Relaxed);
+        let mut idle_since = Instant::now();
+        while idle_since.elapsed() < LINGER {
+            for _ in 0..64 {
+                let task = self.task.load(Ordering::Relaxed);
+                if self.take(task) {
+                    // SAFETY: alive until `is_done`: `Settle` waits for that if another than itself has taken the task away.
+                    let run = unsafe { (*task).run };
+                    // SAFETY: as above, the beginning of the `Work` that `run` belongs to, as `join` has left it; who takes it away is the only one
+                    // who touches it before `is_done`.
+                    unsafe { run(task) };
+                    idle_since = Instant::now();
+                } else {
+                    spin_loop();
+                }
+            }
+        }
+        self.state.store(ASLEEP, Ordering::Relaxed);
+    }
+}
+
+/// Takes work back when the other half is done, or waits for who has begun it; also while a panic unwinds.
+struct Settle<'a> {
+    helper: &'a Helper,
+    task: *const Task,
+    level: usize,
+}
+
+impl Drop for Settle<'_> {
+    fn drop(&mut self) {
+        LEVEL.set(self.level);
+        if self.helper.take(self.task.cast_mut()) {
+            return;
+        }
+        // SAFETY: `join` keeps it alive until this is dropped.
+        let is_done = unsafe { &(*self.task).is_done };
+        let mut patience = 1 << 12;
+        while !is_done.load(Ordering::Acquire) {
+            if patience > 0 {
+                patience -= 1;
+                spin_loop();
+            } else {
+                // It may wait for this very core.
+                thread::yield_now();
+            }
+        }
+    }
+}
