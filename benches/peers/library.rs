@@ -508,6 +508,35 @@ fn together(repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
     (end - start).as_secs_f64() / repeats as f64
 }
 
+/// Seconds in which a cache line goes to the core of another thread and comes back.
+#[unsafe(no_mangle)]
+pub extern "C" fn round_trip() -> f64 {
+    const TIMES: usize = 2000;
+    let ball = AtomicUsize::new(0);
+    let mut seconds = 0.0;
+    rayon::in_place_scope(|scope| {
+        scope.spawn(|_| {
+            for turn in (1..2 * TIMES).step_by(2) {
+                while ball.load(Ordering::Acquire) != turn {
+                    spin_loop();
+                }
+                ball.store(turn + 1, Ordering::Release);
+            }
+        });
+        // The first one waits until the other thread is awake.
+        let mut start = None;
+        for turn in (0..2 * TIMES).step_by(2) {
+            while ball.load(Ordering::Acquire) != turn {
+                spin_loop();
+            }
+            start = start.or_else(|| (turn > 0).then(Instant::now));
+            ball.store(turn + 1, Ordering::Release);
+        }
+        seconds = start.expect("some turns").elapsed().as_secs_f64();
+    });
+    seconds / (TIMES - 2) as f64
+}
+
 const CHAINS: usize = 24;
 const STEPS: usize = 2000;
 
