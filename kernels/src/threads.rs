@@ -1,7 +1,7 @@
 //! Work for several threads: those of the rayon pool that a call is made in, the global one outside of any.
 //!
 //! Rayon takes some microseconds to hand work to a thread that sleeps, and as many to wake the one that waits for it; many kernels
-//! are done by then. So the thread that makes a call works itself, and whoever has helped it stays for [`LINGER`] and looks for more: to
+//! are done by then. So the thread that makes a call works itself, and whoever has helped it stays for 50 µs and looks for more: to
 //! give that helper a piece of work takes some hundred nanoseconds, and it is always the same helper that gets the same piece,
 //! whose cache has what belongs to it. Nobody waits for a helper that does not come: what it has not begun is taken back.
 
