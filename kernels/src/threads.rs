@@ -26,6 +26,9 @@ pub const ALONE: usize = 1 << 15;
 /// How long a helper looks for more work: a few times what it would cost to wake it.
 const LINGER: Duration = Duration::from_micros(50);
 
+/// How long a helper stays at most before rayon may give its thread other work first.
+const STAY: Duration = Duration::from_millis(10);
+
 /// Helpers of a thread: enough for 2⁸ threads, since each takes over half of what its caller has left.
 const HELPERS: usize = 8;
 
@@ -48,10 +51,10 @@ pub fn join<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + 
         let mut result = None;
         let work = Work::new(|| result = Some(second()));
         let task = ptr::from_ref(&work).cast();
-        helper.ask(task);
         let first = {
             LEVEL.set(level + 1);
             let _settled = Settle { helper, task, level };
+            helper.ask(task);
             first()
         };
         match (work.closure.into_inner(), work.panic.into_inner()) {
@@ -148,11 +151,12 @@ impl Helper {
         !task.is_null() && self.task.compare_exchange(task, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Does what is left here, until there has been nothing for a while.
+    /// Does what is left here, until there has been nothing for a while, or others had better have a turn.
     fn help(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
-        let mut idle_since = Instant::now();
-        while idle_since.elapsed() < LINGER {
+        let begun = Instant::now();
+        let mut idle_since = begun;
+        while idle_since.elapsed() < LINGER && begun.elapsed() < STAY {
             for _ in 0..64 {
                 let task = self.task.load(Ordering::Relaxed);
                 if self.take(task) {
