@@ -32,7 +32,7 @@
 //! * NaN and infinity are refused at the door. A training that diverges ends with [`Error::Diverged`] and the last finite weights.
 //! * The same bits come out on every instruction set, for every number of threads, with f32 and f64 each: every sum of a product
 //!   is one chain of fused multiply-adds in a fixed order, and all elementary functions are our own.
-//! * Threads are those of the rayon pool that the call is made in.
+//! * Threads are the calling one and others of the rayon pool that it belongs to.
 #![forbid(unsafe_code)]
 
 mod check;
