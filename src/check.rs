@@ -1,9 +1,9 @@
 //! Preconditions: every public function checks its arguments with these before it writes anything.
 
 use dualprop_kernels::isa::Isa;
-use dualprop_kernels::reduce;
 use dualprop_kernels::vector::Real;
-use faer::MatRef;
+use dualprop_kernels::{reduce, threads};
+use faer::{MatRef, Par};
 
 use crate::error::Error;
 
@@ -37,15 +37,68 @@ pub(crate) fn not_negative(argument: &'static str, value: f64) -> Result<(), Err
 
 /// No NaN, no infinity; the error names the first in row order.
 pub(crate) fn finite<T: Real>(argument: &'static str, view: MatRef<'_, T>) -> Result<(), Error> {
+    finite_on(Par::Seq, argument, view)
+}
+
+/// [`finite`] on several threads.
+pub(crate) fn finite_on<T: Real>(par: Par, argument: &'static str, view: MatRef<'_, T>) -> Result<(), Error> {
+    match first_not_finite(threads::tasks(par, COMPARING * view.nrows() * view.ncols()), view) {
+        Some((row, col)) => Err(Error::NotFinite { argument, row, col, value: view[(row, col)].to_f64() }),
+        None => Ok(()),
+    }
+}
+
+/// Multiply-adds in the time of looking at an element.
+const COMPARING: usize = 8;
+
+fn first_not_finite<T: Real>(tasks: usize, view: MatRef<'_, T>) -> Option<(usize, usize)> {
+    if tasks > 1 {
+        let (left, middle) = (tasks / 2, view.nrows() * (tasks / 2) / tasks);
+        let (above, below) = view.split_at_row(middle);
+        let (first, second) = threads::join(|| first_not_finite(left, above), || first_not_finite(tasks - left, below));
+        return first.or(second.map(|(row, col)| (middle + row, col)));
+    }
     let isa = Isa::best();
-    for row in 0..view.nrows() {
+    (0..view.nrows()).find_map(|row| {
         let values = view.row(row);
         if values.try_as_row_major().is_some_and(|values| reduce::max_abs(isa, values.as_slice()).is_finite()) {
-            continue;
+            return None;
         }
-        if let Some(col) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::NotFinite { argument, row, col, value: values[col].to_f64() });
+        values.iter().position(|value| !value.is_finite()).map(|col| (row, col))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use dualprop_kernels::threads::SEQUENTIAL;
+    use faer::Mat;
+
+    use super::*;
+
+    /// The first in row order is named, whoever finds it.
+    #[test]
+    fn the_first_is_named() {
+        const SIDE: usize = 600;
+        const { assert!(COMPARING * SIDE * SIDE >= SEQUENTIAL, "shared out") };
+        let places = [(0, 5), (1, 0), (299, 599), (300, 0), (451, 17), (599, 599)];
+        for k in 0..places.len() {
+            let mut x = Mat::<f32>::zeros(SIDE, SIDE);
+            places[k..].iter().for_each(|&place| x[place] = if place.0 % 2 == 0 { f32::NAN } else { f32::INFINITY });
+            for par in [Par::Seq, Par::rayon(2), Par::rayon(3), Par::rayon(8)] {
+                for view in [x.as_ref(), x.transpose()] {
+                    let wanted = first_by_hand(view);
+                    match finite_on(par, "x", view) {
+                        Err(Error::NotFinite { argument: "x", row, col, .. }) => assert_eq!((row, col), wanted, "{par:?}"),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
         }
+        assert!(finite_on(Par::rayon(2), "x", Mat::<f32>::zeros(SIDE, SIDE).as_ref()).is_ok());
     }
-    Ok(())
+
+    fn first_by_hand(view: MatRef<'_, f32>) -> (usize, usize) {
+        let mut all = (0..view.nrows()).flat_map(|row| (0..view.ncols()).map(move |col| (row, col)));
+        all.find(|&at| !view[at].is_finite()).expect("one that is not")
+    }
 }

@@ -111,7 +111,7 @@ pub fn local<T: Real>(
 ) -> Result<Vec<Enclosure>, Error> {
     check::not_negative("gap", gap)?;
     check::shape("x", x, (x.nrows(), network.widths()[0]))?;
-    check::finite("x", x)?;
+    check::finite_on(runtime.par(), "x", x)?;
     network.check_finite()?;
     let mut slopes = Slopes::new(network, CHUNK.min(x.nrows()), runtime);
     let (mut native_pays, mut few, mut native, mut wide) = (true, None, None, None);

@@ -696,7 +696,7 @@ impl<T: Real> Trainer<T> {
         let layers = self.network.layers();
         check::shape("x", x, (x.nrows(), self.network.widths[0]))?;
         check::shape("out", out.rb(), (x.nrows(), self.network.widths[layers]))?;
-        check::finite("x", x)?;
+        check::finite_on(self.runtime.par(), "x", x)?;
         let chunk = self.evaluator.capacity();
         for from in (0..x.nrows()).step_by(chunk) {
             let rows = chunk.min(x.nrows() - from);
@@ -718,7 +718,7 @@ impl<T: Real> Trainer<T> {
         check::shape("x", x, (samples, self.network.widths[0]))?;
         check::parameter("samples", samples as f64, "at least 1", samples > 0)?;
         targets.check(samples, n_out)?;
-        check::finite("x", x)?;
+        check::finite_on(self.runtime.par(), "x", x)?;
         let (isa, loss, chunk) = (self.runtime.isa(), self.settings.loss, self.evaluator.capacity());
         let (mut target, mut totals) = (vec![T::ZERO; n_out], vec![0.0; chunk.min(samples)]);
         let (mut sum, mut correct) = (0.0, 0);
