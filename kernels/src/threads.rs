@@ -4,14 +4,15 @@
 //! are done by then. So the thread that makes a call works itself, and whoever has helped it stays for 50 µs and looks for more: to
 //! give that helper a piece of work takes some hundred nanoseconds, and it is always the same helper that gets the same piece,
 //! whose cache has what belongs to it. Nobody waits for a helper that does not come: what it has not begun is taken back.
+//! Small work is kept from a helper that takes long to begin, being on a core that is far away.
 
 use core::any::Any;
 use core::cell::{Cell, UnsafeCell};
 use core::hint::spin_loop;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,16 @@ const LINGER: Duration = Duration::from_micros(50);
 
 /// How long a helper stays at most before rayon may give its thread other work first.
 const STAY: Duration = Duration::from_millis(10);
+
+/// Nanoseconds in which a helper who is awake begins what it is asked for, if its core is near: between cores that share a cache some 100, else
+/// 250 to 500.
+const NEAR: u64 = 180;
+
+/// Times in a row that a helper must be slow to be far.
+const SLOW: u32 = 4;
+
+/// How long small work stays alone after that.
+const REST: Duration = Duration::from_millis(10);
 
 /// Helpers of a thread: enough for 2⁸ threads, since each takes over half of what its caller has left.
 const HELPERS: usize = 8;
@@ -72,15 +83,37 @@ thread_local! {
     static LEVEL: Cell<usize> = const { Cell::new(0) };
     /// When there was no helper for a small piece of work.
     static ASKED: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// When small work was first kept from a helper who is far.
+    static RESTING: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Whether the next helper of this thread is awake, or would have been if it had been called when this was asked last.
+/// Whether the next helper of this thread is near, and is awake or would have been if it had been called when this was asked last.
 fn is_busy() -> bool {
-    if TEAM.with(|team| team.get(LEVEL.get()).is_some_and(|helper| helper.state.load(Ordering::Relaxed) == AWAKE)) {
-        return true;
-    }
-    let now = Instant::now();
-    ASKED.replace(Some(now)).is_some_and(|last| now - last < LINGER)
+    TEAM.with(|team| {
+        let Some(helper) = team.get(LEVEL.get()) else { return false };
+        if helper.is_far.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            let since = RESTING.get().unwrap_or(now);
+            if now - since < REST {
+                RESTING.set(Some(since));
+                return false;
+            }
+            // Threads move: another try.
+            RESTING.set(None);
+            helper.is_far.store(false, Ordering::Relaxed);
+        }
+        if helper.state.load(Ordering::Relaxed) == AWAKE {
+            return true;
+        }
+        let now = Instant::now();
+        ASKED.replace(Some(now)).is_some_and(|last| now - last < LINGER)
+    })
+}
+
+/// Nanoseconds since the first call, at least 1.
+fn clock() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1
 }
 
 /// What a helper can be.
@@ -95,6 +128,10 @@ struct Helper {
     /// What nobody has begun; null for nothing.
     task: AtomicPtr<Task>,
     state: AtomicU8,
+    /// By [`clock`] when it was asked last, 0 if it was not awake then.
+    asked: AtomicU64,
+    /// Whether work takes long to get to it.
+    is_far: AtomicBool,
 }
 
 /// A piece of work without its type: the beginning of a [`Work`].
@@ -138,8 +175,10 @@ impl<F: FnOnce() + Send> Work<F> {
 impl Helper {
     /// Leaves work, and calls the helper if it is asleep.
     fn ask(self: &Arc<Self>, task: *const Task) {
+        let state = self.state.load(Ordering::Relaxed);
+        self.asked.store(if state == AWAKE { clock() } else { 0 }, Ordering::Relaxed);
         self.task.store(task.cast_mut(), Ordering::Release);
-        if self.state.load(Ordering::Relaxed) == ASLEEP {
+        if state == ASLEEP {
             self.state.store(CALLED, Ordering::Relaxed);
             let helper = Arc::clone(self);
             rayon::spawn(move || helper.help());
@@ -155,11 +194,16 @@ impl Helper {
     fn help(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
         let begun = Instant::now();
-        let mut idle_since = begun;
+        let (mut idle_since, mut slow) = (begun, 0);
         while idle_since.elapsed() < LINGER && begun.elapsed() < STAY {
             for _ in 0..64 {
                 let task = self.task.load(Ordering::Relaxed);
                 if self.take(task) {
+                    let asked = self.asked.load(Ordering::Relaxed);
+                    slow = if asked > 0 && clock().saturating_sub(asked) > NEAR { slow + 1 } else { 0 };
+                    if slow == SLOW {
+                        self.is_far.store(true, Ordering::Relaxed);
+                    }
                     // SAFETY: alive until `is_done`: `Settle` waits for that if another than itself has taken the task away.
                     let run = unsafe { (*task).run };
                     // SAFETY: as above, the beginning of the `Work` that `run` belongs to, as `join` has left it; who takes it away is the only one
