@@ -1,5 +1,7 @@
 //! Preconditions: every public function checks its arguments with these before it writes anything.
 
+use core::ops::Range;
+
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::vector::Real;
 use dualprop_kernels::{reduce, threads};
@@ -42,31 +44,25 @@ pub(crate) fn finite<T: Real>(argument: &'static str, view: MatRef<'_, T>) -> Re
 
 /// [`finite`] on several threads.
 pub(crate) fn finite_on<T: Real>(par: Par, argument: &'static str, view: MatRef<'_, T>) -> Result<(), Error> {
-    match first_not_finite(threads::tasks(par, COMPARING * view.nrows() * view.ncols()), view) {
+    let isa = Isa::best();
+    let first = |mut rows: Range<usize>| {
+        rows.find_map(|row| {
+            let values = view.row(row);
+            if values.try_as_row_major().is_some_and(|values| reduce::max_abs(isa, values.as_slice()).is_finite()) {
+                return None;
+            }
+            values.iter().position(|value| !value.is_finite()).map(|col| (row, col))
+        })
+    };
+    let tasks = threads::tasks(par, READING * view.nrows() * view.ncols());
+    match threads::fold(tasks, 0..view.nrows(), &first, Option::or) {
         Some((row, col)) => Err(Error::NotFinite { argument, row, col, value: view[(row, col)].to_f64() }),
         None => Ok(()),
     }
 }
 
-/// Multiply-adds in the time of looking at an element.
-const COMPARING: usize = 8;
-
-fn first_not_finite<T: Real>(tasks: usize, view: MatRef<'_, T>) -> Option<(usize, usize)> {
-    if tasks > 1 {
-        let (left, middle) = (tasks / 2, view.nrows() * (tasks / 2) / tasks);
-        let (above, below) = view.split_at_row(middle);
-        let (first, second) = threads::join(|| first_not_finite(left, above), || first_not_finite(tasks - left, below));
-        return first.or(second.map(|(row, col)| (middle + row, col)));
-    }
-    let isa = Isa::best();
-    (0..view.nrows()).find_map(|row| {
-        let values = view.row(row);
-        if values.try_as_row_major().is_some_and(|values| reduce::max_abs(isa, values.as_slice()).is_finite()) {
-            return None;
-        }
-        values.iter().position(|value| !value.is_finite()).map(|col| (row, col))
-    })
-}
+/// Multiply-adds in the time of reading, copying or comparing an element.
+pub(crate) const READING: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -79,7 +75,7 @@ mod tests {
     #[test]
     fn the_first_is_named() {
         const SIDE: usize = 600;
-        const { assert!(COMPARING * SIDE * SIDE >= SEQUENTIAL, "shared out") };
+        const { assert!(READING * SIDE * SIDE >= SEQUENTIAL, "shared out") };
         let places = [(0, 5), (1, 0), (299, 599), (300, 0), (451, 17), (599, 599)];
         for k in 0..places.len() {
             let mut x = Mat::<f32>::zeros(SIDE, SIDE);

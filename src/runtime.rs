@@ -10,7 +10,7 @@ use crate::error::Error;
 ///
 /// Neither changes a bit of any result. The calling thread works itself; its helpers are threads of the rayon pool that it belongs to, of the
 /// global one outside of any. A helper looks for more work for 50 µs before it sleeps. Small work stays on the calling thread, unless a helper is
-/// awake or more of it follows at once.
+/// awake on a core that is near, or more of it follows at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Runtime {
     isa: Isa,

@@ -422,13 +422,12 @@ pub(crate) fn run<T: Real>(problem: &Problem<'_, T>, scratch: &mut Scratch<T>) {
 }
 
 fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &mut Scratch<T>) {
-    let Problem { isa, par, rows, lanes, blocking, .. } = *problem;
+    let Problem { isa, par, rows, lanes, .. } = *problem;
     let ((m, depth), (lanes_depth, n)) = (rows.shape(), lanes.shape());
     assert_eq!(depth, lanes_depth, "the operands of a product share their depth");
     assert!(epilogue.suits(m, n), "the epilogue has operands of another shape than the product, {m} × {n}");
-    let (mr, mut nv) = isa.tile();
     if let Rows::Packed(bands) = rows {
-        assert_eq!(bands.height(), mr, "bands were packed for another instruction set");
+        assert_eq!(bands.height(), isa.tile().0, "bands were packed for another instruction set");
     }
     if let Lanes::Packed(panels) = lanes {
         assert_eq!(panels.width(), panel_width::<T>(isa), "panels were packed for another instruction set");
@@ -437,46 +436,13 @@ fn drive<T: Real>(problem: &Problem<'_, T>, epilogue: &dyn Finish<T>, scratch: &
         return;
     }
 
-    let threads = threads::tasks(par, m * n * depth.max(1));
-    let is_batch = blocking.mc > mr && matches!((rows, lanes), (Rows::View(_), Lanes::Packed(_)));
-    // Threads take samples rather than units: what one of them writes is then what it reads in the next product.
-    let parts = if is_batch { threads.min(m / (2 * mr)).max(1) } else { 1 };
-    let mc = match blocking.mc.clamp(1, m) {
-        mc if parts > 1 => m.div_ceil(parts * m.div_ceil(parts * mc)),
-        mc => mc.next_multiple_of(mr),
-    };
-    let kc = blocking.kc.clamp(1, depth.max(1));
-    let time = match epilogue.time() {
-        // Needs a whole band in a block, and some multiply-adds to hide behind.
-        Time::Beside if mc > mr || kc < depth || depth < 24 => Time::Afterwards,
-        time => time,
-    };
-    let row_blocks = m.div_ceil(mc);
-    if threads > 1 && blocking.nc == 1 && time == Time::Afterwards && !matches!(lanes, Lanes::Packed(_)) {
-        // Columns of the thread that has most: narrower panels can be shared out more evenly, and cost a little more each.
-        let most = |nv: usize| {
-            let width = nv * isa.lanes::<T>();
-            (row_blocks * n.div_ceil(width)).div_ceil(threads) * width
-        };
-        if 20 * most(nv) > 21 * most(2) {
-            nv = 2;
-        }
-    }
-    let width = nv * isa.lanes::<T>();
-    let panels = n.div_ceil(width);
-    // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread.
-    let col_blocks = panels.div_ceil(blocking.nc.clamp(1, panels));
-    let nc = panels.div_ceil(col_blocks);
-    let col_blocks = panels.div_ceil(nc);
-    let group = if parts > 1 { col_blocks } else { blocking.group.max(1) };
-    let grid = Grid { row_blocks, col_blocks, group };
-    let tasks = threads.min(grid.len());
-    let pack_len = if matches!(lanes, Lanes::Packed(_)) { 0 } else { kc * width };
-    let places = if time == Time::Beside { 2 } else { 1 };
-    let part = (places * mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>()) + APART / size_of::<T>();
-    scratch.0.reserve(part * tasks);
-    let work = Work { isa, rows, lanes, epilogue, time, m, n, depth, mr, nv, width, mc, kc, nc, grid };
-    work.share(0, grid.len(), tasks, part, &mut scratch.0.as_mut_slice()[..part * tasks]);
+    let multiplications = m * n * depth.max(1);
+    let (threads, most) = (threads::tasks(par, multiplications), threads::most(par, multiplications));
+    let work = Work::new(problem, epilogue, threads);
+    // Who is awake decides how the work is cut, but not what is allocated.
+    let other = if most > 1 { Work::new(problem, epilogue, if threads > 1 { 1 } else { most }).room() } else { 0 };
+    scratch.0.reserve(work.room().max(other));
+    work.share(0, work.grid.len(), work.tasks, &mut scratch.0.as_mut_slice()[..work.room()]);
 }
 
 /// Blocks of output in the order in which they are worked on.
@@ -518,11 +484,62 @@ struct Work<'a, T> {
     kc: usize,
     nc: usize,
     grid: Grid,
+    tasks: usize,
+    /// Elements of the scratch of a task.
+    part: usize,
 }
 
-impl<T: Real> Work<'_, T> {
+impl<'a, T: Real> Work<'a, T> {
+    /// Cuts a product of at least one element for so many threads.
+    fn new(problem: &Problem<'a, T>, epilogue: &'a dyn Finish<T>, threads: usize) -> Self {
+        let Problem { isa, rows, lanes, blocking, .. } = *problem;
+        let ((m, depth), (_, n)) = (rows.shape(), lanes.shape());
+        let (mr, mut nv) = isa.tile();
+        let is_batch = blocking.mc > mr && matches!((rows, lanes), (Rows::View(_), Lanes::Packed(_)));
+        // Threads take samples rather than units: what one of them writes is then what it reads in the next product.
+        let parts = if is_batch { threads.min(m / (2 * mr)).max(1) } else { 1 };
+        let mc = match blocking.mc.clamp(1, m) {
+            mc if parts > 1 => m.div_ceil(parts * m.div_ceil(parts * mc)),
+            mc => mc.next_multiple_of(mr),
+        };
+        let kc = blocking.kc.clamp(1, depth.max(1));
+        let time = match epilogue.time() {
+            // Needs a whole band in a block, and some multiply-adds to hide behind.
+            Time::Beside if mc > mr || kc < depth || depth < 24 => Time::Afterwards,
+            time => time,
+        };
+        let row_blocks = m.div_ceil(mc);
+        if threads > 1 && blocking.nc == 1 && time == Time::Afterwards && !matches!(lanes, Lanes::Packed(_)) {
+            // Columns of the thread that has most: narrower panels can be shared out more evenly, and cost a little more each.
+            let most = |nv: usize| {
+                let width = nv * isa.lanes::<T>();
+                (row_blocks * n.div_ceil(width)).div_ceil(threads) * width
+            };
+            if 20 * most(nv) > 21 * most(2) {
+                nv = 2;
+            }
+        }
+        let width = nv * isa.lanes::<T>();
+        let panels = n.div_ceil(width);
+        // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread.
+        let nc = panels.div_ceil(panels.div_ceil(blocking.nc.clamp(1, panels)));
+        let col_blocks = panels.div_ceil(nc);
+        let group = if parts > 1 { col_blocks } else { blocking.group.max(1) };
+        let grid = Grid { row_blocks, col_blocks, group };
+        let tasks = threads.min(grid.len());
+        let pack_len = if matches!(lanes, Lanes::Packed(_)) { 0 } else { kc * width };
+        let places = if time == Time::Beside { 2 } else { 1 };
+        let part = (places * mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>()) + APART / size_of::<T>();
+        Self { isa, rows, lanes, epilogue, time, m, n, depth, mr, nv, width, mc, kc, nc, grid, tasks, part }
+    }
+
+    /// Elements of scratch for all tasks.
+    fn room(&self) -> usize {
+        self.tasks * self.part
+    }
+
     /// Works on positions `from..to` with `tasks` tasks, each with its part of the scratch.
-    fn share(&self, from: usize, to: usize, tasks: usize, part: usize, scratch: &mut [T]) {
+    fn share(&self, from: usize, to: usize, tasks: usize, scratch: &mut [T]) {
         if tasks <= 1 {
             let size = self.mc * self.nc * self.width;
             let (mut here, rest) = scratch.split_at_mut(size);
@@ -539,8 +556,8 @@ impl<T: Real> Work<'_, T> {
         }
         let left = tasks / 2;
         let middle = from + (to - from) * left / tasks;
-        let (a, b) = scratch.split_at_mut(left * part);
-        threads::join(|| self.share(from, middle, left, part, a), || self.share(middle, to, tasks - left, part, b));
+        let (a, b) = scratch.split_at_mut(left * self.part);
+        threads::join(|| self.share(from, middle, left, a), || self.share(middle, to, tasks - left, b));
     }
 
     /// What is left of the epilogue of a part.

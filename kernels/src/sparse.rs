@@ -783,7 +783,7 @@ pub(crate) fn run_product<T: Real>(
             let tasks = threads::tasks(par, 4 * a.pattern.stored() * width);
             let room = 2 * PART * width;
             let packed = n.next_multiple_of(lanes::<T>());
-            scratch.0.reserve(packed + tasks * room);
+            scratch.0.reserve(packed + threads::most(par, 4 * a.pattern.stored() * width) * room);
             let (packed, rest) = scratch.0.as_mut_slice().split_at_mut(packed);
             interleave(x.subrows(from, live), width, &mut packed[..n]);
             let work = Work::new(isa, a, &packed[..n], width);
@@ -857,7 +857,7 @@ pub(crate) fn run_update<T: Real>(
     assert!(moments.iter().all(|moment| moment.len() == stored), "a moment for each stored element");
     let depth = batch.next_multiple_of(lanes::<T>());
     let tasks = threads::tasks(par, 4 * stored * batch);
-    scratch.0.reserve((m + n) * depth + tasks * GRADIENTS);
+    scratch.0.reserve((m + n) * depth + threads::most(par, 4 * stored * batch) * GRADIENTS);
     let (upper, rest) = scratch.0.as_mut_slice().split_at_mut(m * depth);
     let (lower, sums) = rest.split_at_mut(n * depth);
     if batch > 0 {

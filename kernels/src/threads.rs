@@ -9,6 +9,7 @@
 use core::any::Any;
 use core::cell::{Cell, UnsafeCell};
 use core::hint::spin_loop;
+use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -37,8 +38,8 @@ const NEAR: u64 = 180;
 /// Times in a row that a helper must be slow to be far.
 const SLOW: u32 = 4;
 
-/// How long small work stays alone after that.
-const REST: Duration = Duration::from_millis(10);
+/// Nanoseconds in which small work stays alone after that.
+const REST: u64 = 10_000_000;
 
 /// Helpers of a thread: enough for 2⁸ threads, since each takes over half of what its caller has left.
 const HELPERS: usize = 8;
@@ -47,6 +48,14 @@ const HELPERS: usize = 8;
 pub fn tasks(par: Par, multiplications: usize) -> usize {
     match par {
         Par::Rayon(threads) if multiplications >= SEQUENTIAL || (multiplications >= ALONE && is_busy()) => threads.get(),
+        _ => 1,
+    }
+}
+
+/// The most that [`tasks`] can say, which changes with who is awake: what memory is made for.
+pub(crate) fn most(par: Par, multiplications: usize) -> usize {
+    match par {
+        Par::Rayon(threads) if multiplications >= ALONE => threads.get(),
         _ => 1,
     }
 }
@@ -77,30 +86,32 @@ pub fn join<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + 
     })
 }
 
+/// What `each` gives for parts of a range, as many as tasks, merged in their order.
+pub fn fold<R: Send>(tasks: usize, range: Range<usize>, each: &(impl Fn(Range<usize>) -> R + Sync), merge: fn(R, R) -> R) -> R {
+    if tasks <= 1 {
+        return each(range);
+    }
+    let left = tasks / 2;
+    let middle = range.start + range.len() * left / tasks;
+    let (a, b) = join(|| fold(left, range.start..middle, each, merge), || fold(tasks - left, middle..range.end, each, merge));
+    merge(a, b)
+}
+
 thread_local! {
     static TEAM: [Arc<Helper>; HELPERS] = core::array::from_fn(|_| Arc::default());
     /// Pieces of work that this thread has given away: the number of its next helper.
     static LEVEL: Cell<usize> = const { Cell::new(0) };
     /// When there was no helper for a small piece of work.
     static ASKED: Cell<Option<Instant>> = const { Cell::new(None) };
-    /// When small work was first kept from a helper who is far.
-    static RESTING: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Whether the next helper of this thread is near, and is awake or would have been if it had been called when this was asked last.
 fn is_busy() -> bool {
     TEAM.with(|team| {
         let Some(helper) = team.get(LEVEL.get()) else { return false };
-        if helper.is_far.load(Ordering::Relaxed) {
-            let now = Instant::now();
-            let since = RESTING.get().unwrap_or(now);
-            if now - since < REST {
-                RESTING.set(Some(since));
-                return false;
-            }
-            // Threads move: another try.
-            RESTING.set(None);
-            helper.is_far.store(false, Ordering::Relaxed);
+        let far_until = helper.far_until.load(Ordering::Relaxed);
+        if far_until > 0 && clock() < far_until {
+            return false;
         }
         if helper.state.load(Ordering::Relaxed) == AWAKE {
             return true;
@@ -130,8 +141,8 @@ struct Helper {
     state: AtomicU8,
     /// By [`clock`] when it was asked last, 0 if it was not awake then.
     asked: AtomicU64,
-    /// Whether work takes long to get to it.
-    is_far: AtomicBool,
+    /// By [`clock`] the end of the time in which small work is kept from it, 0 for no such time yet. Threads move, so it ends.
+    far_until: AtomicU64,
 }
 
 /// A piece of work without its type: the beginning of a [`Work`].
@@ -190,6 +201,18 @@ impl Helper {
         !task.is_null() && self.task.compare_exchange(task, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
+    /// The number of times in a row, `slow` of them before, that it took long to begin.
+    fn distance(&self, slow: u32) -> u32 {
+        let (now, asked) = (clock(), self.asked.load(Ordering::Relaxed));
+        if asked == 0 || now.saturating_sub(asked) <= NEAR {
+            return 0;
+        }
+        if slow + 1 >= SLOW {
+            self.far_until.store(now + REST, Ordering::Relaxed);
+        }
+        slow + 1
+    }
+
     /// Does what is left here, until there has been nothing for a while, or others had better have a turn.
     fn help(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
@@ -199,11 +222,7 @@ impl Helper {
             for _ in 0..64 {
                 let task = self.task.load(Ordering::Relaxed);
                 if self.take(task) {
-                    let asked = self.asked.load(Ordering::Relaxed);
-                    slow = if asked > 0 && clock().saturating_sub(asked) > NEAR { slow + 1 } else { 0 };
-                    if slow == SLOW {
-                        self.is_far.store(true, Ordering::Relaxed);
-                    }
+                    slow = self.distance(slow);
                     // SAFETY: alive until `is_done`: `Settle` waits for that if another than itself has taken the task away.
                     let run = unsafe { (*task).run };
                     // SAFETY: as above, the beginning of the `Work` that `run` belongs to, as `join` has left it; who takes it away is the only one
@@ -244,5 +263,37 @@ impl Drop for Settle<'_> {
                 thread::yield_now();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small work is kept from a helper after some slow beginnings in a row, for a while.
+    #[test]
+    fn far_helpers_get_no_small_work() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        pool.install(|| {
+            let par = Par::rayon(2);
+            let helper = TEAM.with(|team| Arc::clone(&team[0]));
+            let begin = |slow, delay| {
+                helper.asked.store(clock().saturating_sub(delay).max(1), Ordering::Relaxed);
+                helper.distance(slow)
+            };
+            // As long ago as the clock has run: it starts with the first call.
+            while clock() < 100 * NEAR {}
+            helper.state.store(AWAKE, Ordering::Relaxed);
+            assert_eq!(tasks(par, ALONE), 2);
+            let slow = (1..SLOW).fold(0, |slow, _| begin(slow, 90 * NEAR));
+            assert_eq!((slow, tasks(par, ALONE)), (SLOW - 1, 2), "not yet");
+            helper.asked.store(0, Ordering::Relaxed);
+            assert_eq!(helper.distance(slow), 0, "one that had been asleep says nothing");
+            begin(slow, 90 * NEAR);
+            assert_eq!([tasks(par, ALONE), tasks(par, SEQUENTIAL)], [1, 2], "far");
+            thread::sleep(Duration::from_nanos(REST));
+            assert_eq!(tasks(par, ALONE), 2, "another try");
+            helper.state.store(ASLEEP, Ordering::Relaxed);
+        });
     }
 }

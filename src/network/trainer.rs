@@ -1,5 +1,7 @@
 //! A training plan and its step.
 
+use core::ops::Range;
+
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
 use dualprop_kernels::optimizer::Update;
@@ -19,7 +21,7 @@ use super::state::{Clock, FREE, Inputs, NUDGED, Units};
 use super::synapse::{Synapse, gradient};
 use super::targets::Targets;
 use super::{Init, Network, draw, fits_memory};
-use crate::check;
+use crate::check::{self, READING};
 use crate::error::Error;
 use crate::lipschitz::{Chain, Enclosure, Search, Tracker, Tracking, Warm, enclose};
 use crate::matrix::RowMajor;
@@ -332,7 +334,7 @@ impl<T: Real> Trainer<T> {
     /// Copies the batch, and refuses what is not finite.
     fn set_input(&mut self, x: MatRef<'_, T>) -> Result<(), Error> {
         let input = &mut self.units[0].mean;
-        let tasks = threads::tasks(self.runtime.par(), COPYING * input.rows() * input.cols());
+        let tasks = threads::tasks(self.runtime.par(), READING * input.rows() * input.cols());
         self.largest_input = copy_rows(self.runtime.isa(), tasks, input.view_mut(), x);
         if !self.largest_input.is_finite() {
             check::finite("x", x)?;
@@ -769,23 +771,11 @@ impl<T: Real> Trainer<T> {
     }
 }
 
-/// Multiply-adds in the time of copying or comparing an element.
-const COPYING: usize = 8;
-
 /// The largest magnitude of some states; infinity if one is NaN.
 fn largest_of<T: Real>(runtime: &Runtime, states: &RowMajor<T>) -> f64 {
-    let tasks = threads::tasks(runtime.par(), COPYING * states.rows() * states.cols());
-    largest_in(runtime.isa(), tasks, states.view())
-}
-
-fn largest_in<T: Real>(isa: Isa, tasks: usize, states: MatRef<'_, T>) -> f64 {
-    if tasks <= 1 {
-        return (0..states.nrows()).map(|row| reduce::max_abs(isa, row_of(states, row))).fold(0.0, f64::max);
-    }
-    let left = tasks / 2;
-    let (above, below) = states.split_at_row(states.nrows() * left / tasks);
-    let (a, b) = threads::join(|| largest_in(isa, left, above), || largest_in(isa, tasks - left, below));
-    a.max(b)
+    let largest = |rows: Range<usize>| rows.map(|row| reduce::max_abs(runtime.isa(), states.row(row))).fold(0.0, f64::max);
+    let tasks = threads::tasks(runtime.par(), READING * states.rows() * states.cols());
+    threads::fold(tasks, 0..states.rows(), &largest, f64::max)
 }
 
 /// Copies the rows of any matrix. Returns the largest magnitude, infinity if one is NaN.
