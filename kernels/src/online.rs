@@ -178,7 +178,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                     x = unsafe { next.load::<S, true>(simd, col, live) };
                 }
                 for r in 0..R {
-                    epilogue[r].prefetch::<UNIT>(col + AHEAD * S::LANES);
+                    epilogue[r].prefetch::<UNIT>(0, col + AHEAD * S::LANES);
                     // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which the epilogue fits; `share` and `rows` give
                     // it to this call alone; columns as above; `UNIT` was asked for.
                     let w = unsafe { epilogue[r].step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), col, live) };

@@ -270,8 +270,8 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, col: usize) {
-        self.0.weights.prefetch::<UNIT>(col);
+    fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
+        self.0.weights.prefetch::<UNIT>(row, col);
     }
 
     fn is_unit(&self) -> bool {
@@ -318,9 +318,9 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, col: usize) {
-        self.step.weights.prefetch::<UNIT>(col);
-        self.momentum.prefetch::<UNIT>(col);
+    fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
+        self.step.weights.prefetch::<UNIT>(row, col);
+        self.momentum.prefetch::<UNIT>(row, col);
     }
 
     fn is_unit(&self) -> bool {
@@ -378,10 +378,10 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, col: usize) {
-        self.step.weights.prefetch::<UNIT>(col);
-        self.first.prefetch::<UNIT>(col);
-        self.second.prefetch::<UNIT>(col);
+    fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
+        self.step.weights.prefetch::<UNIT>(row, col);
+        self.first.prefetch::<UNIT>(row, col);
+        self.second.prefetch::<UNIT>(row, col);
     }
 
     fn is_unit(&self) -> bool {

@@ -43,9 +43,9 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// The same without the first rows of the product.
     fn skip_rows(self, rows: usize) -> Self;
 
-    /// Asks for the operands of the first row's element `col`, which need not exist; for epilogues that read what they write.
+    /// Asks for the operands of element `(row, col)`, which need not exist; for epilogues that read what they write.
     #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, _col: usize) {}
+    fn prefetch<const UNIT: bool>(&self, _row: usize, _col: usize) {}
 
     /// Takes the sums of elements `col..col + live` of the first row.
     ///
@@ -184,9 +184,9 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
             if share > 0 {
                 let epilogue = self.epilogue.skip_rows(i0 + row);
                 // In a narrow block the last share of a row asks for the beginning of the next one; else that lies ahead anyway.
-                let (ahead, shift) = match NARROW && v + share == whole && row + 1 < height {
-                    true => (self.epilogue.skip_rows(i0 + row + 1), (v * S::LANES).wrapping_neg()),
-                    false => (epilogue, AHEAD * S::LANES),
+                let (next, shift) = match NARROW && v + share == whole {
+                    true => (1, (v * S::LANES).wrapping_neg()),
+                    false => (0, AHEAD * S::LANES),
                 };
                 let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
                 if share != planned {
@@ -202,7 +202,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                     rest -= deep;
                     for &sums in vectors {
                         let col = j0 + v * S::LANES;
-                        ahead.prefetch::<true>(col.wrapping_add(shift));
+                        epilogue.prefetch::<true>(next, col.wrapping_add(shift));
                         // SAFETY: contract of `Finish::finish_beside`: vector `v` of row `row` is one of the block that has not met the epilogue,
                         // and columns are contiguous.
                         unsafe { epilogue.apply::<S, true>(simd, sums, col, S::LANES) };
@@ -259,8 +259,10 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
         // Some tiles ahead, more if they are done soon: the hardware does not see far along so many rows at once.
         let ahead = (128 / depth.max(1)).clamp(2, 8);
         for t in 0..count {
+            // Behind the last one come the first ones of the next band.
+            let (next, tile) = if t + ahead < count { (0, t + ahead) } else { (R, t + ahead - count) };
             for v in 0..V {
-                each.iter().for_each(|row| row.prefetch::<true>(self.col + ((t + ahead) * V + v) * S::LANES));
+                each.iter().for_each(|row| row.prefetch::<true>(next, self.col + (tile * V + v) * S::LANES));
             }
             // SAFETY: contract of `Finish::finish_tiles`.
             let sums =
@@ -802,7 +804,7 @@ impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
             let (vectors, _) = S::as_vectors(&sums[i * stride..][..cols.next_multiple_of(S::LANES)]);
             let whole = cols / S::LANES;
             for (v, &sums) in vectors.iter().enumerate().take(whole).skip(done.saturating_sub(i * whole)) {
-                epilogue.prefetch::<UNIT>(j0 + (v + AHEAD) * S::LANES);
+                epilogue.prefetch::<UNIT>(0, j0 + (v + AHEAD) * S::LANES);
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.
                 unsafe { epilogue.apply::<S, UNIT>(simd, sums, j0 + v * S::LANES, S::LANES) };
             }

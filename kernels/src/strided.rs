@@ -175,11 +175,11 @@ impl<'a, T: Real> Target<'a, T> {
         unsafe { gather(simd, at, stride, live) }
     }
 
-    /// Asks for the cache line of element `col` of the first row, which need not exist; `UNIT` as for [`load`](Self::load).
+    /// Asks for the cache line of element `(row, col)`, which need not exist; `UNIT` as for [`load`](Self::load).
     #[inline(always)]
-    pub(crate) fn prefetch<const UNIT: bool>(self, col: usize) {
+    pub(crate) fn prefetch<const UNIT: bool>(self, row: usize, col: usize) {
         let stride = if UNIT { 1 } else { self.col_stride };
-        arch::prefetch(self.ptr.wrapping_offset(col as isize * stride));
+        arch::prefetch(self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride));
     }
 
     /// Overwrites elements `col..col + live` of the first row with the first lanes.
