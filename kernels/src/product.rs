@@ -22,7 +22,7 @@ use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::pack::{Bands, Panels, pack_blocks, panel_width};
 use crate::threads;
-use crate::tile::{self, Operand, Tiles};
+use crate::tile::{self, Ask, NOTHING, Operand, Tiles};
 use crate::vector::{Real, Vector};
 
 /// What happens to a finished sum: the inner part of an [`Epilogue`], compiled for each instruction set.
@@ -190,13 +190,14 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                 };
                 let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
                 if share != planned {
-                    // Vectors that come together, at least two whose slow operations overlap, and the piece of depth before them.
-                    (planned, together) = (share, 2 * share.div_ceil(2 * depth.max(1)));
+                    // Vectors that come together, at least two whose slow operations overlap, and the piece of depth before them, two steps
+                    // at least.
+                    (planned, together) = (share, 2 * share.div_ceil(depth.max(1)));
                     deep = depth / share.div_ceil(together);
                 }
                 for vectors in vectors[v..v + share].chunks(together) {
                     // SAFETY: contract of `Finish::finish_beside`: as many pieces of `deep` as there are chunks are no more than the depth.
-                    acc = unsafe { tile::accumulate::<T, S, R, V, false>(simd, acc, left, right, deep, right) };
+                    acc = unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, acc, left, right, deep, right) };
                     left.at = left.at.wrapping_offset(deep as isize * left.step);
                     right.at = right.at.wrapping_offset(deep as isize * right.step);
                     rest -= deep;
@@ -214,7 +215,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                 }
             }
             // SAFETY: as above, what is left of the depth.
-            let acc = unsafe { tile::accumulate::<T, S, R, V, false>(simd, acc, left, right, rest, right) };
+            let acc = unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, acc, left, right, rest, right) };
             // SAFETY: contract 3 of `tile::run`.
             unsafe { tile::store::<T, S, R, V>(to, acc) };
             lanes.at = lanes.at.wrapping_offset(lanes.jump);
@@ -266,7 +267,7 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
             }
             // SAFETY: contract of `Finish::finish_tiles`.
             let sums =
-                unsafe { tile::accumulate::<T, S, R, V, false>(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth, lanes) };
+                unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth, lanes) };
             for r in 0..R {
                 for v in 0..V {
                     let col = self.col + (t * V + v) * S::LANES;
@@ -338,8 +339,8 @@ impl Blocking {
     pub fn streaming_panels<T: Real>(isa: Isa, rows: usize) -> Self {
         let mc = rows.clamp(1, 128);
         let kc = CACHE / size_of::<T>() / (mc + panel_width::<T>(isa));
-        // A single row goes over some panels abreast.
-        Self { mc, kc: kc.next_multiple_of(8).max(256), nc: if rows == 1 { 4 } else { 1 }, group: 1 }
+        // Few rows go over some panels abreast.
+        Self { mc, kc: kc.next_multiple_of(8).max(256), nc: if rows <= 2 { 4 } else { 1 }, group: 1 }
     }
 
     /// A few rows against panels that are read or packed where they are: as deep as a packed block stays in the first-level cache.
@@ -507,7 +508,7 @@ impl<'a, T: Real> Work<'a, T> {
         let kc = blocking.kc.clamp(1, depth.max(1));
         let time = match epilogue.time() {
             // Needs a whole band in a block, and some multiply-adds to hide behind.
-            Time::Beside if mc > mr || kc < depth || depth < 24 => Time::Afterwards,
+            Time::Beside if mc > mr || kc < depth || depth < 8 => Time::Afterwards,
             time => time,
         };
         let row_blocks = m.div_ceil(mc);
@@ -598,7 +599,7 @@ impl<'a, T: Real> Work<'a, T> {
                     (Time::InRegisters, _) if is_whole_band && cols.is_multiple_of(lanes_of_one) => {
                         let rows = self.left(0, i0);
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
-                        let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: lanes };
+                        let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
                         unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0) };
@@ -613,7 +614,7 @@ impl<'a, T: Real> Work<'a, T> {
                             depth: deep,
                             count: alike,
                             resume: false,
-                            ask: lanes,
+                            ask: Ask::Nothing,
                         };
                         let sums = Sums { sums: before, stride, part: *part };
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
@@ -649,7 +650,6 @@ impl<'a, T: Real> Work<'a, T> {
         stride: usize,
     ) {
         let vectors = cols.div_ceil(self.width / self.nv);
-        let ask = self.ask(lanes, deep, height.div_ceil(self.mr), alike);
         let mut run = |i: usize, high: usize, count: usize, along_rows: bool, lanes: Operand<*const T>, panel: usize| {
             let rows = self.left(p0, i0 + i);
             let at = sums[i * stride + panel * self.width..].as_mut_ptr();
@@ -661,7 +661,7 @@ impl<'a, T: Real> Work<'a, T> {
                 depth: deep,
                 count,
                 resume: p0 > 0,
-                ask: Operand { at: ask.at.wrapping_offset((i / self.mr) as isize * ask.jump), ..ask },
+                ask: self.ask(lanes, deep, (i / self.mr, height.div_ceil(self.mr)), alike),
             };
             // SAFETY: `1 ≤ high ≤ mr ≤ MAX_MR`, `1 ≤ vectors ≤ nv ≤ MAX_NV`, and
             // 1. `self.left` is good for the whole bands, or the rest of one, that `count` and `high` span within `height` rows;
@@ -692,20 +692,28 @@ impl<'a, T: Real> Work<'a, T> {
         }
     }
 
-    /// What to ask for while `bands` bands of rows meet `alike` panels: the panels after them, if they may be far away.
-    fn ask(&self, lanes: Operand<*const T>, deep: usize, bands: usize, alike: usize) -> Operand<*const T> {
-        let line = (64 / size_of::<T>()) as isize;
+    /// What to ask for while band `band` of `bands` meets `alike` panels and those after it meet them: what comes after these, if it may be far away.
+    fn ask(&self, lanes: Operand<*const T>, deep: usize, (band, bands): (usize, usize), alike: usize) -> Ask<T> {
+        let is_far = self.depth * self.n * size_of::<T>() > FAR;
         match self.lanes {
-            Lanes::Packed(_) if alike == 1 && bands > 1 => {
+            Lanes::Packed(_) if bands <= 2 => match is_far && band == 0 {
+                // A step of depth is over soon.
+                true => Ask::Behind((12 * self.m.clamp(4, 8) * self.width) as isize),
+                false => Ask::Nothing,
+            },
+            Lanes::Packed(_) if alike == 1 => {
                 // They lie behind these: all of them, evenly over the steps of depth of all bands.
-                let step = self.width.div_ceil(bands) as isize;
-                Operand { at: lanes.at.wrapping_add(deep * self.width), row: 0, step, jump: step * deep as isize }
+                let step = self.width.div_ceil(bands);
+                let at = lanes.at.wrapping_add((deep * self.width) + band * step * deep);
+                Ask::Line(Operand { at, row: 0, step: step as isize, jump: (step * deep) as isize })
             }
-            Lanes::View(view) if bands >= 4 && lanes.step == view.row_stride() && self.depth * self.n * size_of::<T>() > FAR => {
+            Lanes::View(view) if bands >= 4 && lanes.step == view.row_stride() && is_far => {
                 // A line of each row for the first band, the next line for the next.
-                Operand { at: lanes.at.wrapping_add(alike * self.width), row: 0, step: lanes.step, jump: line }
+                let line = 64 / size_of::<T>();
+                let at = lanes.at.wrapping_add(alike * self.width + band * line);
+                Ask::Line(Operand { at, row: 0, step: lanes.step, jump: line as isize })
             }
-            _ => Operand { step: 0, jump: 0, ..lanes },
+            _ => Ask::Nothing,
         }
     }
 

@@ -19,8 +19,17 @@ pub(crate) struct Tiles<T> {
     pub(crate) depth: usize,
     pub(crate) count: usize,
     pub(crate) resume: bool,
-    /// What is asked for in the second-level cache meanwhile, a line at each step of depth, which need not exist; nothing with a step of zero.
-    pub(crate) ask: Operand<*const T>,
+    pub(crate) ask: Ask<T>,
+}
+
+/// What a run of tiles asks for meanwhile, which need not exist.
+#[derive(Clone, Copy)]
+pub(crate) enum Ask<T> {
+    Nothing,
+    /// A line at each step of depth, in the second-level cache.
+    Line(Operand<*const T>),
+    /// So many elements behind each vector of the right operand, in the first-level cache.
+    Behind(isize),
 }
 
 /// Where one operand of a run of tiles is, in elements.
@@ -55,13 +64,17 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
         let Tiles { mut rows, mut lanes, mut sums, depth, mut count, resume, mut ask } = *self.0;
-        // One row of one panel has too few sums in flight.
-        while R == 1 && rows.jump == 0 && count >= ABREAST {
+        // One row of one panel has too few sums in flight, and so have two of a packed one.
+        let together = if R == 1 { 4 } else { 2 };
+        while R <= 2 && rows.jump == 0 && count >= together && (R == 1 || lanes.jump > lanes.step) {
             // SAFETY: the contracts of `run` for as many tiles.
-            unsafe { abreast::<T, S, V>(simd, rows, lanes, sums, depth, resume) };
-            lanes.at = lanes.at.wrapping_offset(ABREAST as isize * lanes.jump);
-            sums.at = sums.at.wrapping_offset(ABREAST as isize * sums.jump);
-            count -= ABREAST;
+            match R {
+                1 => unsafe { abreast::<T, S, R, V, 4>(simd, rows, lanes, sums, depth, resume) },
+                _ => unsafe { abreast::<T, S, R, V, 2>(simd, rows, lanes, sums, depth, resume) },
+            }
+            lanes.at = lanes.at.wrapping_offset(together as isize * lanes.jump);
+            sums.at = sums.at.wrapping_offset(together as isize * sums.jump);
+            count -= together;
         }
         for _ in 0..count {
             let mut acc = [[simd.splat(T::ZERO); V]; R];
@@ -74,15 +87,23 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
                     }
                 }
             }
-            let acc = match ask.step {
+            let acc = match &mut ask {
                 // SAFETY: contracts 1 and 2 of `run`.
-                0 => unsafe { accumulate::<T, S, R, V, false>(simd, acc, rows, lanes, depth, ask) },
-                // SAFETY: as above.
-                _ => unsafe { accumulate::<T, S, R, V, true>(simd, acc, rows, lanes, depth, ask) },
+                Ask::Nothing => unsafe { accumulate::<T, S, R, V, NOTHING>(simd, acc, rows, lanes, depth, lanes) },
+                Ask::Line(line) => {
+                    // SAFETY: as above.
+                    let acc = unsafe { accumulate::<T, S, R, V, LINE>(simd, acc, rows, lanes, depth, *line) };
+                    line.at = line.at.wrapping_offset(line.jump);
+                    acc
+                }
+                Ask::Behind(distance) => {
+                    let behind = Operand { at: lanes.at.wrapping_offset(*distance), ..lanes };
+                    // SAFETY: as above.
+                    unsafe { accumulate::<T, S, R, V, VECTORS>(simd, acc, rows, lanes, depth, behind) }
+                }
             };
             // SAFETY: contract 3 of `run`.
             unsafe { store::<T, S, R, V>(sums, acc) };
-            ask.at = ask.at.wrapping_offset(ask.jump);
             rows.at = rows.at.wrapping_offset(rows.jump);
             lanes.at = lanes.at.wrapping_offset(lanes.jump);
             sums.at = sums.at.wrapping_offset(sums.jump);
@@ -90,15 +111,12 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
     }
 }
 
-/// Tiles of one row that are worked on together.
-const ABREAST: usize = 4;
-
-/// Computes [`ABREAST`] tiles of one row, step by step of depth.
+/// Computes `N` tiles, step by step of depth.
 ///
 /// # Safety
-/// The contracts of [`run`] for one row, `V` vectors and as many tiles, whose rows are the same.
+/// The contracts of [`run`] for `R` rows, `V` vectors and as many tiles, whose rows are the same.
 #[inline(always)]
-unsafe fn abreast<T: Real, S: Vector<T>, const V: usize>(
+unsafe fn abreast<T: Real, S: Vector<T>, const R: usize, const V: usize, const N: usize>(
     simd: S,
     rows: Operand<*const T>,
     lanes: Operand<*const T>,
@@ -106,43 +124,59 @@ unsafe fn abreast<T: Real, S: Vector<T>, const V: usize>(
     depth: usize,
     resume: bool,
 ) {
-    let mut acc = [[simd.splat(T::ZERO); V]; ABREAST];
-    let lane: [*const T; ABREAST] = core::array::from_fn(|t| lanes.at.wrapping_offset(t as isize * lanes.jump));
-    let sum: [*mut T; ABREAST] = core::array::from_fn(|t| sums.at.wrapping_offset(t as isize * sums.jump));
+    let mut acc = [[[simd.splat(T::ZERO); V]; R]; N];
+    let sum = |t: usize, r: usize| sums.at.wrapping_offset(t as isize * sums.jump + r as isize * sums.row);
     if resume {
-        for t in 0..ABREAST {
-            for v in 0..V {
-                // SAFETY: contract 3, tile `t`, `v < V`.
-                acc[t][v] = unsafe { sum[t].wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+        for t in 0..N {
+            for r in 0..R {
+                for v in 0..V {
+                    // SAFETY: contract 3, tile `t`, `r < R`, `v < V`.
+                    acc[t][r][v] = unsafe { sum(t, r).wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+                }
             }
         }
     }
-    for p in 0..depth as isize {
-        // SAFETY: contract 1, `p < depth`.
-        let a = simd.splat(unsafe { *rows.at.wrapping_offset(p * rows.step) });
-        for t in 0..ABREAST {
-            let at = lane[t].wrapping_offset(p * lanes.step);
+    let mut row: [*const T; R] = core::array::from_fn(|r| rows.at.wrapping_offset(r as isize * rows.row));
+    let mut lane: [*const T; N] = core::array::from_fn(|t| lanes.at.wrapping_offset(t as isize * lanes.jump));
+    for _ in 0..depth {
+        let mut a = [simd.splat(T::ZERO); R];
+        for r in 0..R {
+            // SAFETY: contract 1, `r < R`, `p < depth`.
+            a[r] = simd.splat(unsafe { *row[r] });
+            row[r] = row[r].wrapping_offset(rows.step);
+        }
+        for t in 0..N {
             for v in 0..V {
                 // SAFETY: contract 2, tile `t`, `p < depth`, `v < V`.
-                let b = unsafe { at.wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
-                acc[t][v] = simd.mul_add(a, b, acc[t][v]);
+                let b = unsafe { lane[t].wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+                for r in 0..R {
+                    acc[t][r][v] = simd.mul_add(a[r], b, acc[t][r][v]);
+                }
             }
+            lane[t] = lane[t].wrapping_offset(lanes.step);
         }
     }
-    for t in 0..ABREAST {
-        for v in 0..V {
-            // SAFETY: contract 3, tile `t`, `v < V`.
-            unsafe { sum[t].wrapping_add(v * S::LANES).cast::<S::V>().write_unaligned(acc[t][v]) };
+    for t in 0..N {
+        for r in 0..R {
+            for v in 0..V {
+                // SAFETY: contract 3, tile `t`, `r < R`, `v < V`.
+                unsafe { sum(t, r).wrapping_add(v * S::LANES).cast::<S::V>().write_unaligned(acc[t][r][v]) };
+            }
         }
     }
 }
 
-/// Adds the products of a tile to its sums, in registers; with `ASK` a line is asked for at each step of depth.
+/// What [`accumulate`] asks for at each step of depth: nothing, a line in the second-level cache, as many vectors as the tile has in the first-level cache.
+pub(crate) const NOTHING: u8 = 0;
+const LINE: u8 = 1;
+const VECTORS: u8 = 2;
+
+/// Adds the products of a tile to its sums, in registers.
 ///
 /// # Safety
 /// Contracts 1 and 2 of [`run`] for `R` rows, `V` vectors and one tile.
 #[inline(always)]
-pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: usize, const ASK: bool>(
+pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: usize, const ASK: u8>(
     simd: S,
     mut acc: [[S::V; V]; R],
     rows: Operand<*const T>,
@@ -166,10 +200,12 @@ pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: 
                 acc[r][v] = simd.mul_add(a, b[v], acc[r][v]);
             }
         }
-        if ASK {
-            arch::prefetch_second(asked);
-            asked = asked.wrapping_offset(ask.step);
+        match ASK {
+            LINE => arch::prefetch_second(asked),
+            VECTORS => (0..V).for_each(|v| arch::prefetch(asked.wrapping_add(v * S::LANES))),
+            _ => {}
         }
+        asked = asked.wrapping_offset(ask.step);
         lane = lane.wrapping_offset(lanes.step);
         offset += rows.step;
     }
