@@ -707,7 +707,12 @@ impl<'a, T: Real> Work<'a, T> {
                 let at = lanes.at.wrapping_add((deep * self.width) + band * step * deep);
                 Ask::Line(Operand { at, row: 0, step: step as isize, jump: (step * deep) as isize })
             }
-            Lanes::View(view) if bands >= 4 && lanes.step == view.row_stride() && is_far => {
+            // The next panel, of which each row is a stream of its own.
+            Lanes::View(view) if bands <= 2 && lanes.step == view.row_stride() && is_far => match band {
+                0 => Ask::Behind(self.width as isize),
+                _ => Ask::Nothing,
+            },
+            Lanes::View(view) if bands >= 3 && lanes.step == view.row_stride() && is_far => {
                 // A line of each row for the first band, the next line for the next.
                 let line = 64 / size_of::<T>();
                 let at = lanes.at.wrapping_add(alike * self.width + band * line);
