@@ -188,15 +188,10 @@ struct Store<'a, T> {
     scale: T,
 }
 
-// SAFETY: `apply` touches `col..col + live` of the first row of `out`, which has the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of row `row` of `out`, which has the shape of the product.
 unsafe impl<T: Real> Apply<T> for Store<'_, T> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.out.shape() == (rows, cols)
-    }
-
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { out: self.out.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
@@ -204,9 +199,9 @@ unsafe impl<T: Real> Apply<T> for Store<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        unsafe { self.out.store::<S, UNIT>(simd, col, live, simd.mul(simd.splat(self.scale), sums)) };
+        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul(simd.splat(self.scale), sums)) };
     }
 }
 
@@ -222,21 +217,16 @@ unsafe impl<T: Real> Apply<T> for Accumulate<'_, T> {
         self.out.shape() == (rows, cols)
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { out: self.out.skip_rows(rows), ..self }
-    }
-
     fn is_unit(&self) -> bool {
         self.out.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let old = unsafe { self.out.load::<S, UNIT>(simd, col, live) };
+        let old = unsafe { self.out.load::<S, UNIT>(simd, row, col, live) };
         // SAFETY: contract of `apply`.
-        unsafe { self.out.store::<S, UNIT>(simd, col, live, simd.mul_add(simd.splat(self.scale), sums, old)) };
+        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul_add(simd.splat(self.scale), sums, old)) };
     }
 }
 
@@ -249,12 +239,12 @@ struct Drive<'a, T> {
 
 impl<T: Real> Drive<'_, T> {
     #[inline(always)]
-    unsafe fn store<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
+    unsafe fn store<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: passed on.
-        let bias = unsafe { self.bias.load::<S, UNIT>(simd, col, live) };
+        let bias = unsafe { self.bias.load::<S, UNIT>(simd, row, col, live) };
         let drive = simd.add(simd.add(sums, bias), simd.splat(T::ZERO));
         // SAFETY: passed on.
-        unsafe { self.drive.store::<S, UNIT>(simd, col, live, drive) };
+        unsafe { self.drive.store::<S, UNIT>(simd, row, col, live, drive) };
         drive
     }
 }
@@ -265,19 +255,14 @@ unsafe impl<T: Real> Apply<T> for Drive<'_, T> {
         self.drive.shape() == (rows, cols) && self.bias.shape() == (rows, cols)
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { drive: self.drive.skip_rows(rows), bias: self.bias.skip_rows(rows) }
-    }
-
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.bias.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        unsafe { self.store::<S, UNIT>(simd, sums, col, live) };
+        unsafe { self.store::<S, UNIT>(simd, sums, row, col, live) };
     }
 }
 
@@ -294,21 +279,16 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Forward<'_, T, A> {
         self.drive.fits(rows, cols) && self.mean.shape() == (rows, cols)
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { drive: self.drive.skip_rows(rows), mean: self.mean.skip_rows(rows), ..self }
-    }
-
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.mean.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let drive = unsafe { self.drive.store::<S, UNIT>(simd, sums, col, live) };
+        let drive = unsafe { self.drive.store::<S, UNIT>(simd, sums, row, col, live) };
         // SAFETY: contract of `apply`.
-        unsafe { self.mean.store::<S, UNIT>(simd, col, live, self.activation.value::<T, S>(simd, drive)) };
+        unsafe { self.mean.store::<S, UNIT>(simd, row, col, live, self.activation.value::<T, S>(simd, drive)) };
     }
 }
 
@@ -344,16 +324,6 @@ impl<T: Real> Feed<'_, T> {
         }
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        match self {
-            Feed::Above { drive, feedback } => {
-                Feed::Above { drive: drive.skip_rows(rows), feedback: feedback.map(|feedback| feedback.skip_rows(rows)) }
-            }
-            Feed::Below { drive, feedback } => Feed::Below { drive: drive.skip_rows(rows), feedback: feedback.skip_rows(rows) },
-        }
-    }
-
     fn is_unit(&self) -> bool {
         match self {
             Feed::Above { drive, feedback } => drive.is_unit() && feedback.is_none_or(Target::is_unit),
@@ -366,21 +336,21 @@ impl<T: Real> Feed<'_, T> {
     /// # Safety
     /// That of [`Apply::apply`].
     #[inline(always)]
-    unsafe fn take<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> (S::V, S::V) {
+    unsafe fn take<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> (S::V, S::V) {
         match self {
             Feed::Above { drive, feedback } => {
                 if let Some(feedback) = feedback {
                     // SAFETY: contract of `apply`.
-                    unsafe { feedback.store::<S, UNIT>(simd, col, live, sums) };
+                    unsafe { feedback.store::<S, UNIT>(simd, row, col, live, sums) };
                 }
                 // SAFETY: contract of `apply`.
-                (unsafe { drive.load::<S, UNIT>(simd, col, live) }, sums)
+                (unsafe { drive.load::<S, UNIT>(simd, row, col, live) }, sums)
             }
             Feed::Below { drive, feedback } => {
                 // SAFETY: contract of `apply`.
-                let a = unsafe { drive.store::<S, UNIT>(simd, sums, col, live) };
+                let a = unsafe { drive.store::<S, UNIT>(simd, sums, row, col, live) };
                 // SAFETY: contract of `apply`.
-                (a, unsafe { feedback.load::<S, UNIT>(simd, col, live) })
+                (a, unsafe { feedback.load::<S, UNIT>(simd, row, col, live) })
             }
         }
     }
@@ -419,15 +389,10 @@ impl<T: Real, A: Activate> Dyad<'_, T, A> {
     }
 }
 
-// SAFETY: `apply` touches `col..col + live` of the first row of operands that have the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of row `row` of operands that have the shape of the product.
 unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.feed.fits(rows, cols) && [self.mean.shape(), self.diff.shape()] == [(rows, cols); 2]
-    }
-
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { feed: self.feed.skip_rows(rows), mean: self.mean.skip_rows(rows), diff: self.diff.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
@@ -435,17 +400,17 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let (a, v) = unsafe { self.feed.take::<S, UNIT>(simd, sums, col, live) };
+        let (a, v) = unsafe { self.feed.take::<S, UNIT>(simd, sums, row, col, live) };
         let hi = simd.mul_add(simd.splat(self.nudge.up), v, a);
         let lo = simd.mul_add(simd.splat(self.nudge.down), v, a);
         let q = simd.mul(simd.splat(self.nudge.gain), v);
         let (mean, diff) = self.nudge.settle(simd, self.activation, hi, lo, q);
         // SAFETY: contract of `apply`.
-        unsafe { self.mean.store::<S, UNIT>(simd, col, live, mean) };
+        unsafe { self.mean.store::<S, UNIT>(simd, row, col, live, mean) };
         // SAFETY: contract of `apply`.
-        unsafe { self.diff.store::<S, UNIT>(simd, col, live, diff) };
+        unsafe { self.diff.store::<S, UNIT>(simd, row, col, live, diff) };
     }
 }
 
@@ -466,24 +431,19 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
         self.dyad.fits(rows, cols)
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { dyad: self.dyad.skip_rows(rows), ..self }
-    }
-
     fn is_unit(&self) -> bool {
         self.dyad.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         let Dyad { feed, mean, diff, nudge, activation } = self.dyad;
         // SAFETY: contract of `apply`.
-        let (a, v) = unsafe { feed.take::<S, UNIT>(simd, sums, col, live) };
+        let (a, v) = unsafe { feed.take::<S, UNIT>(simd, sums, row, col, live) };
         // SAFETY: contract of `apply`.
-        let old_mean = unsafe { mean.load::<S, UNIT>(simd, col, live) };
+        let old_mean = unsafe { mean.load::<S, UNIT>(simd, row, col, live) };
         // SAFETY: contract of `apply`.
-        let old_diff = unsafe { diff.load::<S, UNIT>(simd, col, live) };
+        let old_diff = unsafe { diff.load::<S, UNIT>(simd, row, col, live) };
         let (fresh, kept) = (simd.splat(self.fresh), simd.splat(self.kept));
         let upper = simd.mul_add(simd.splat(T::ONE - nudge.alpha), old_diff, old_mean);
         let lower = simd.neg_mul_add(simd.splat(nudge.alpha), old_diff, old_mean);
@@ -492,9 +452,9 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
         let q = simd.mul_add(fresh, simd.mul(simd.splat(nudge.gain), v), simd.mul(kept, old_diff));
         let (new_mean, new_diff) = nudge.settle(simd, activation, hi, lo, q);
         // SAFETY: contract of `apply`.
-        unsafe { mean.store::<S, UNIT>(simd, col, live, new_mean) };
+        unsafe { mean.store::<S, UNIT>(simd, row, col, live, new_mean) };
         // SAFETY: contract of `apply`.
-        unsafe { diff.store::<S, UNIT>(simd, col, live, new_diff) };
+        unsafe { diff.store::<S, UNIT>(simd, row, col, live, new_diff) };
     }
 }
 
@@ -511,22 +471,17 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Derivative<'_, T, A> {
         [self.drive.shape(), self.diff.shape()] == [(rows, cols); 2]
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { drive: self.drive.skip_rows(rows), diff: self.diff.skip_rows(rows), ..self }
-    }
-
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.diff.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let drive = unsafe { self.drive.load::<S, UNIT>(simd, col, live) };
+        let drive = unsafe { self.drive.load::<S, UNIT>(simd, row, col, live) };
         let slope = self.activation.derivative::<T, S>(simd, drive);
         // SAFETY: contract of `apply`.
-        unsafe { self.diff.store::<S, UNIT>(simd, col, live, simd.mul(slope, sums)) };
+        unsafe { self.diff.store::<S, UNIT>(simd, row, col, live, simd.mul(slope, sums)) };
     }
 }
 
@@ -542,22 +497,17 @@ unsafe impl<T: Real> Apply<T> for Masked<'_, T> {
         [self.slope.shape(), self.out.shape()] == [(rows, cols); 2]
     }
 
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { slope: self.slope.skip_rows(rows), out: self.out.skip_rows(rows) }
-    }
-
     fn is_unit(&self) -> bool {
         self.slope.is_unit() && self.out.is_unit()
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
-        let slope = unsafe { self.slope.load::<S, UNIT>(simd, col, live) };
+        let slope = unsafe { self.slope.load::<S, UNIT>(simd, row, col, live) };
         let zero = simd.splat(T::ZERO);
         let out = simd.select(simd.le(simd.abs(slope), zero), zero, simd.mul(slope, sums));
         // SAFETY: contract of `apply`.
-        unsafe { self.out.store::<S, UNIT>(simd, col, live, out) };
+        unsafe { self.out.store::<S, UNIT>(simd, row, col, live, out) };
     }
 }

@@ -388,17 +388,16 @@ impl<T: Real> Kernel<T> for Combine<'_, T> {
     fn run<S: Vector<T>>(self, simd: S) {
         let (p, n) = self.y.shape();
         for i in 0..p {
-            let y = self.y.skip_rows(i);
             for col in (0..n).step_by(S::LANES) {
                 let live = S::LANES.min(n - col);
                 // SAFETY: `live` columns from `lead + col` of a row of the first part, all ours; rows are contiguous.
-                let mut sum = unsafe { self.parts.skip_rows(i).load::<S, true>(simd, self.lead + col, live) };
+                let mut sum = unsafe { self.parts.load::<S, true>(simd, i, self.lead + col, live) };
                 for row in (p + i..self.parts.shape().0).step_by(p) {
                     // SAFETY: as above: there are `p` rows for each part.
-                    sum = simd.add(sum, unsafe { self.parts.skip_rows(row).load::<S, true>(simd, self.lead + col, live) });
+                    sum = simd.add(sum, unsafe { self.parts.load::<S, true>(simd, row, self.lead + col, live) });
                 }
                 // SAFETY: `live` columns of a row of `y`, which is contiguous and ours.
-                unsafe { y.store::<S, true>(simd, col, live, sum) };
+                unsafe { self.y.store::<S, true>(simd, i, col, live, sum) };
             }
         }
     }
@@ -562,10 +561,9 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
     fn clear<S: Vector<T>>(&self, simd: S, part: usize) {
         let end = self.lead + self.a.ncols();
         for i in 0..P {
-            let y = self.target(part).skip_rows(i);
             for col in (0..end).step_by(S::LANES) {
                 // SAFETY: columns of a row of `y`, of a part that nobody else works on; rows are contiguous, and a line longer.
-                unsafe { y.store::<S, true>(simd, col, S::LANES, simd.splat(T::ZERO)) };
+                unsafe { self.target(part).store::<S, true>(simd, i, col, S::LANES, simd.splat(T::ZERO)) };
             }
         }
     }
@@ -608,14 +606,14 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
                 // SAFETY: `first + at + LANES ≤ lead + n`, for the only row of `x`.
                 let q = unsafe { simd.load_live(x.wrapping_add(at), S::LANES) };
                 // SAFETY: the same columns of the only row of `y`, of a part that nobody else works on; rows are contiguous.
-                let mut sum = unsafe { y.load::<S, true>(simd, at, S::LANES) };
+                let mut sum = unsafe { y.load::<S, true>(simd, 0, at, S::LANES) };
                 for r in 0..PAIR {
                     // SAFETY: `LANES` columns of a row of `a`.
                     let p = unsafe { Q::load(simd, inner_olds[r].wrapping_add(at), S::LANES) };
                     sum = simd.mul_add(t[r], p, sum);
                 }
                 // SAFETY: as for the load.
-                unsafe { y.store::<S, true>(simd, at, S::LANES, sum) };
+                unsafe { y.store::<S, true>(simd, 0, at, S::LANES, sum) };
                 for r in 0..PAIR {
                     // SAFETY: as above.
                     let p = unsafe { Q::load(simd, inner_news[r].wrapping_add(at), S::LANES) };
@@ -653,7 +651,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
             // SAFETY: rows of `x` are a line longer than what belongs to columns of `A`.
             let q = unsafe { simd.load_live(x.wrapping_add(at), S::LANES) };
             // SAFETY: so are those of `y`, here of a part that nobody else works on; rows are contiguous.
-            let mut sum = unsafe { y.load::<S, true>(simd, at, S::LANES) };
+            let mut sum = unsafe { y.load::<S, true>(simd, 0, at, S::LANES) };
             for r in 0..PAIR {
                 // SAFETY: `lead ≤ at + from` and `at + to ≤ lead + n`, or there are none: columns of a row of `a`.
                 let p = unsafe { Q::load_between(simd, news[r].wrapping_add(at), from, to) };
@@ -665,7 +663,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
                 sum = simd.mul_add(t[r], p, sum);
             }
             // SAFETY: as for the load.
-            unsafe { y.store::<S, true>(simd, at, S::LANES, sum) };
+            unsafe { y.store::<S, true>(simd, 0, at, S::LANES, sum) };
         }
     }
 
@@ -795,7 +793,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         for v in 0..V {
             for j in 0..J {
                 // SAFETY: `live ≤ LANES` columns of the product's `y`, of a part that nobody else works on; rows are contiguous.
-                sums[v][j] = unsafe { y[v].load::<S, true>(simd, self.lead + col + j * S::LANES, live) };
+                sums[v][j] = unsafe { y[v].load::<S, true>(simd, 0, self.lead + col + j * S::LANES, live) };
             }
         }
         let stride = self.a.row_stride();
@@ -823,7 +821,7 @@ impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
         for v in 0..V {
             for j in 0..J {
                 // SAFETY: as for the load.
-                unsafe { y[v].store::<S, true>(simd, self.lead + col + j * S::LANES, live, sums[v][j]) };
+                unsafe { y[v].store::<S, true>(simd, 0, self.lead + col + j * S::LANES, live, sums[v][j]) };
             }
         }
     }

@@ -83,31 +83,31 @@ impl<T: Real, const IMAGE: bool> Rule<T> for Sweep<'_, T, IMAGE> {
     fn follow<A: Descend<T>>(self, epilogue: A) {
         let (m, n) = (self.diff.len(), self.mean.len());
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
-        self.share(epilogue);
+        self.share(epilogue, 0);
     }
 }
 
 impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
-    /// Rows are independent, so that threads may split them anywhere.
-    fn share<A: Descend<T>>(self, epilogue: A) {
+    /// Rows are independent, so that threads may split them anywhere; these are the ones from `first`.
+    fn share<A: Descend<T>>(self, epilogue: A, first: usize) {
         let Sweep { isa, tasks, diff, mean, next, image } = self;
         if tasks <= 1 || diff.len() < 2 * GROUP {
-            return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, diff, mean, next, image });
+            return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, first, diff, mean, next, image });
         }
         let left = tasks / 2;
         let middle = diff.len() * left / tasks;
         let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
-        let under = epilogue.skip_rows(middle);
         threads::join(
-            || Sweep::<T, IMAGE> { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue),
-            || Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(under),
+            || Sweep::<T, IMAGE> { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue, first),
+            || Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(epilogue, first + middle),
         );
     }
 }
 
-/// The first rows of the operands, as many as `diff` has elements.
+/// Rows of the weights from `first` on, as many as `diff` has elements.
 struct Rows<'a, T, A, const IMAGE: bool> {
     epilogue: A,
+    first: usize,
     diff: &'a [T],
     mean: &'a [T],
     next: &'a [T],
@@ -151,7 +151,6 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
         let n = self.mean.len();
         let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, row.len())));
-        let epilogue: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(row + r * apart));
         let mut diff = [simd.splat(T::ZERO); R];
         for r in 0..R {
             diff[r] = simd.splat(self.diff[row + r * apart]);
@@ -171,17 +170,18 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                     continue;
                 }
                 // SAFETY: `1 ≤ live`, `col + live ≤ n`; this vector is only read.
-                let s = unsafe { mean.load::<S, true>(simd, col, live) };
+                let s = unsafe { mean.load::<S, true>(simd, 0, col, live) };
                 let mut x = zero;
                 if IMAGE {
                     // SAFETY: as above.
-                    x = unsafe { next.load::<S, true>(simd, col, live) };
+                    x = unsafe { next.load::<S, true>(simd, 0, col, live) };
                 }
                 for r in 0..R {
-                    epilogue[r].prefetch::<UNIT>(0, col + AHEAD * S::LANES);
-                    // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which the epilogue fits; `share` and `rows` give
-                    // it to this call alone; columns as above; `UNIT` was asked for.
-                    let w = unsafe { epilogue[r].step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), col, live) };
+                    let at = self.first + row + r * apart;
+                    self.epilogue.prefetch::<UNIT>(at, col + AHEAD * S::LANES);
+                    // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which with the rows before the first of them the
+                    // epilogue fits; `share` and `rows` give it to this call alone; columns as above; `UNIT` was asked for.
+                    let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), at, col, live) };
                     if IMAGE {
                         // Lanes without a weight may have become 0/0.
                         let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };

@@ -172,7 +172,7 @@ pub(crate) trait Descend<T: Real>: Apply<T> {
     ///
     /// # Safety
     /// As for [`Apply::apply`].
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V;
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V;
 }
 
 /// Neither zero nor subnormal, nor infinite: a factor that loses nothing.
@@ -218,15 +218,10 @@ impl<T: Real> Step<'_, T> {
     }
 }
 
-// SAFETY: `apply` touches `col..col + live` of the first row of `weights`, which has the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of row `row` of `weights`, which has the shape of the product.
 unsafe impl<T: Real> Apply<T> for Step<'_, T> {
     fn fits(&self, rows: usize, cols: usize) -> bool {
         self.weights.shape() == (rows, cols)
-    }
-
-    #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { weights: self.weights.skip_rows(rows), ..self }
     }
 
     fn is_unit(&self) -> bool {
@@ -234,20 +229,20 @@ unsafe impl<T: Real> Apply<T> for Step<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
     }
 }
 
 impl<T: Real> Descend<T> for Step<'_, T> {
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.weights.load::<S, UNIT>(simd, col, live) };
+        let w = unsafe { self.weights.load::<S, UNIT>(simd, row, col, live) };
         let new = self.descend(simd, w, self.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
-        unsafe { self.weights.store::<S, UNIT>(simd, col, live, new) };
+        unsafe { self.weights.store::<S, UNIT>(simd, row, col, live, new) };
         new
     }
 }
@@ -265,11 +260,6 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
     }
 
     #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self(self.0.skip_rows(rows))
-    }
-
-    #[inline(always)]
     fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
         self.0.weights.prefetch::<UNIT>(row, col);
     }
@@ -279,20 +269,20 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
     }
 }
 
 impl<T: Real> Descend<T> for Plain<'_, T> {
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.0.weights.load::<S, UNIT>(simd, col, live) };
+        let w = unsafe { self.0.weights.load::<S, UNIT>(simd, row, col, live) };
         let new = self.0.descend(simd, w, sums);
         // SAFETY: contract of `apply`.
-        unsafe { self.0.weights.store::<S, UNIT>(simd, col, live, new) };
+        unsafe { self.0.weights.store::<S, UNIT>(simd, row, col, live, new) };
         new
     }
 }
@@ -313,11 +303,6 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
     }
 
     #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { step: self.step.skip_rows(rows), momentum: self.momentum.skip_rows(rows), ..self }
-    }
-
-    #[inline(always)]
     fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
         self.step.weights.prefetch::<UNIT>(row, col);
         self.momentum.prefetch::<UNIT>(row, col);
@@ -328,25 +313,25 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
     }
 }
 
 impl<T: Real> Descend<T> for HeavyBall<'_, T> {
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, col, live) };
+        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
         // SAFETY: contract of `apply`.
-        let m = unsafe { self.momentum.load::<S, UNIT>(simd, col, live) };
+        let m = unsafe { self.momentum.load::<S, UNIT>(simd, row, col, live) };
         let m = simd.mul_add(simd.splat(self.mu), m, self.step.gradient(simd, sums, w));
         // SAFETY: contract of `apply`.
-        unsafe { self.momentum.store::<S, UNIT>(simd, col, live, m) };
+        unsafe { self.momentum.store::<S, UNIT>(simd, row, col, live, m) };
         let new = self.step.descend(simd, w, m);
         // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, new) };
+        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, new) };
         new
     }
 }
@@ -373,11 +358,6 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
     }
 
     #[inline(always)]
-    fn skip_rows(self, rows: usize) -> Self {
-        Self { step: self.step.skip_rows(rows), first: self.first.skip_rows(rows), second: self.second.skip_rows(rows), ..self }
-    }
-
-    #[inline(always)]
     fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
         self.step.weights.prefetch::<UNIT>(row, col);
         self.first.prefetch::<UNIT>(row, col);
@@ -389,32 +369,32 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) {
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, col, live) };
+        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
     }
 }
 
 impl<T: Real> Descend<T> for AdamStep<'_, T> {
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize) -> S::V {
+    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
-        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, col, live) };
+        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
         // SAFETY: contract of `apply`.
-        let m = unsafe { self.first.load::<S, UNIT>(simd, col, live) };
+        let m = unsafe { self.first.load::<S, UNIT>(simd, row, col, live) };
         // SAFETY: contract of `apply`.
-        let v = unsafe { self.second.load::<S, UNIT>(simd, col, live) };
+        let v = unsafe { self.second.load::<S, UNIT>(simd, row, col, live) };
         let g = self.step.gradient(simd, sums, w);
         let m = simd.mul_add(simd.splat(self.beta1), m, simd.mul(simd.splat(self.rest1), g));
         let v = simd.mul_add(simd.splat(self.beta2), v, simd.mul(simd.mul(simd.splat(self.rest2), g), g));
         let direction = simd.div(m, simd.add(simd.sqrt(v), simd.splat(self.epsilon)));
         // SAFETY: contract of `apply`.
-        unsafe { self.first.store::<S, UNIT>(simd, col, live, m) };
+        unsafe { self.first.store::<S, UNIT>(simd, row, col, live, m) };
         // SAFETY: contract of `apply`.
-        unsafe { self.second.store::<S, UNIT>(simd, col, live, v) };
+        unsafe { self.second.store::<S, UNIT>(simd, row, col, live, v) };
         let new = self.step.descend(simd, w, direction);
         // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, col, live, new) };
+        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, new) };
         new
     }
 }

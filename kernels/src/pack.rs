@@ -200,11 +200,10 @@ impl<T: Real> Copied<'_, T> {
                 let wide = self.width.min(cols - j0);
                 let start = j0 * depth + p0 * self.width;
                 for (p, to) in self.to[start..start + deep * self.width].chunks_exact_mut(self.width).enumerate() {
-                    let row = from.skip_rows(p0 + p);
                     for j in (0..wide).step_by(S::LANES) {
                         let live = S::LANES.min(wide - j);
                         // SAFETY: `p0 + p < depth`, `j0 + j + live ≤ cols`, `1 ≤ live ≤ LANES`, and `UNIT` was asked for.
-                        let x = unsafe { row.load::<S, UNIT>(simd, j0 + j, live) };
+                        let x = unsafe { from.load::<S, UNIT>(simd, p0 + p, j0 + j, live) };
                         // Lanes behind the last column are zero and belong to the block, unless a vector is wider than it.
                         let room = if self.lanes == S::LANES { S::LANES } else { live };
                         // SAFETY: `j + live ≤ wide ≤ width = to.len()`, and `width` is a multiple of `lanes`.

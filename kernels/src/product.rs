@@ -40,19 +40,16 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// Whether the columns of all operands are contiguous.
     fn is_unit(&self) -> bool;
 
-    /// The same without the first rows of the product.
-    fn skip_rows(self, rows: usize) -> Self;
-
     /// Asks for the operands of element `(row, col)`, which need not exist; for epilogues that read what they write.
     #[inline(always)]
     fn prefetch<const UNIT: bool>(&self, _row: usize, _col: usize) {}
 
-    /// Takes the sums of elements `col..col + live` of the first row.
+    /// Takes the sums of elements `col..col + live` of row `row`.
     ///
     /// # Safety
-    /// `self` is [`skip_rows`](Self::skip_rows) of an epilogue that [`fits`](Self::fits) a product with that row; `col + live ≤ cols`,
-    /// `1 ≤ live ≤ LANES`; no two calls on one product share an element; `UNIT` only if [`is_unit`](Self::is_unit).
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, col: usize, live: usize);
+    /// It [`fits`](Self::fits) the product; `row < rows`, `col + live ≤ cols`, `1 ≤ live ≤ LANES`; no two calls on one product share an element;
+    /// `UNIT` only if [`is_unit`](Self::is_unit).
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize);
 }
 
 /// When the sums of a block meet the epilogue.
@@ -182,11 +179,10 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
             let (mut left, mut right, mut rest) = (rows, lanes, depth);
             let share = if row < height { most.min(whole - v) } else { 0 };
             if share > 0 {
-                let epilogue = self.epilogue.skip_rows(i0 + row);
                 // In a narrow block the last share of a row asks for the beginning of the next one; else that lies ahead anyway.
                 let (next, shift) = match NARROW && v + share == whole {
-                    true => (1, (v * S::LANES).wrapping_neg()),
-                    false => (0, AHEAD * S::LANES),
+                    true => (i0 + row + 1, (v * S::LANES).wrapping_neg()),
+                    false => (i0 + row, AHEAD * S::LANES),
                 };
                 let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
                 if share != planned {
@@ -203,10 +199,10 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                     rest -= deep;
                     for &sums in vectors {
                         let col = j0 + v * S::LANES;
-                        epilogue.prefetch::<true>(next, col.wrapping_add(shift));
+                        self.epilogue.prefetch::<true>(next, col.wrapping_add(shift));
                         // SAFETY: contract of `Finish::finish_beside`: vector `v` of row `row` is one of the block that has not met the epilogue,
                         // and columns are contiguous.
-                        unsafe { epilogue.apply::<S, true>(simd, sums, col, S::LANES) };
+                        unsafe { self.epilogue.apply::<S, true>(simd, sums, i0 + row, col, S::LANES) };
                         v += 1;
                     }
                 }
@@ -256,14 +252,13 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
     #[inline(always)]
     fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) {
         let Tiles { rows, mut lanes, depth, count, .. } = *self.tiles;
-        let each: [A; R] = core::array::from_fn(|r| self.epilogue.skip_rows(self.row + r));
         // Some tiles ahead, more if they are done soon: the hardware does not see far along so many rows at once.
         let ahead = (128 / depth.max(1)).clamp(2, 8);
         for t in 0..count {
             // Behind the last one come the first ones of the next band.
-            let (next, tile) = if t + ahead < count { (0, t + ahead) } else { (R, t + ahead - count) };
+            let (next, tile) = if t + ahead < count { (self.row, t + ahead) } else { (self.row + R, t + ahead - count) };
             for v in 0..V {
-                each.iter().for_each(|row| row.prefetch::<true>(next, self.col + (tile * V + v) * S::LANES));
+                (0..R).for_each(|r| self.epilogue.prefetch::<true>(next + r, self.col + (tile * V + v) * S::LANES));
             }
             // SAFETY: contract of `Finish::finish_tiles`.
             let sums =
@@ -272,7 +267,7 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
                 for v in 0..V {
                     let col = self.col + (t * V + v) * S::LANES;
                     // SAFETY: the epilogue fits the product, the tile is in it and ours, and `takes_tiles` has asked for unit columns.
-                    unsafe { each[r].apply::<S, true>(simd, sums[r][v], col, S::LANES) };
+                    unsafe { self.epilogue.apply::<S, true>(simd, sums[r][v], self.row + r, col, S::LANES) };
                 }
             }
             lanes.at = lanes.at.wrapping_offset(lanes.jump);
@@ -813,18 +808,17 @@ impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
     fn rows<S: Vector<T>, const UNIT: bool>(self, simd: S) {
         let Sums { sums, stride, part: Part { i0, height, j0, cols, done } } = *self.sums;
         for i in 0..height {
-            let epilogue = self.epilogue.skip_rows(i0 + i);
             let (vectors, _) = S::as_vectors(&sums[i * stride..][..cols.next_multiple_of(S::LANES)]);
             let whole = cols / S::LANES;
             for (v, &sums) in vectors.iter().enumerate().take(whole).skip(done.saturating_sub(i * whole)) {
-                epilogue.prefetch::<UNIT>(0, j0 + (v + AHEAD) * S::LANES);
+                self.epilogue.prefetch::<UNIT>(i0 + i, j0 + (v + AHEAD) * S::LANES);
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.
-                unsafe { epilogue.apply::<S, UNIT>(simd, sums, j0 + v * S::LANES, S::LANES) };
+                unsafe { self.epilogue.apply::<S, UNIT>(simd, sums, i0 + i, j0 + v * S::LANES, S::LANES) };
             }
             let rest = cols % S::LANES;
             if rest > 0 {
                 // SAFETY: as above, with `whole·LANES + rest = cols`.
-                unsafe { epilogue.apply::<S, UNIT>(simd, vectors[whole], j0 + whole * S::LANES, rest) };
+                unsafe { self.epilogue.apply::<S, UNIT>(simd, vectors[whole], i0 + i, j0 + whole * S::LANES, rest) };
             }
         }
     }

@@ -65,15 +65,15 @@ impl<'a, T: Real> Input<'a, T> {
         self.col_stride == 1
     }
 
-    /// Elements `col..col + live` of the first row; the other lanes are zero.
+    /// Elements `col..col + live` of row `row`; the other lanes are zero.
     ///
     /// # Safety
-    /// There is a row, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; nobody writes these elements meanwhile; `UNIT` only if
+    /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; nobody writes these elements meanwhile; `UNIT` only if
     /// [`is_unit`](Self::is_unit).
     #[inline(always)]
-    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize) -> S::V {
+    pub unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
         let stride = if UNIT { 1 } else { self.col_stride };
-        let at = self.ptr.wrapping_offset(col as isize * stride);
+        let at = self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.load_live(at, live) };
@@ -158,15 +158,15 @@ impl<'a, T: Real> Target<'a, T> {
         self.col_stride == 1
     }
 
-    /// Elements `col..col + live` of the first row; the other lanes are zero.
+    /// Elements `col..col + live` of row `row`; the other lanes are zero.
     ///
     /// # Safety
-    /// There is a row, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
+    /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
     /// [`is_unit`](Self::is_unit).
     #[inline(always)]
-    pub(crate) unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize) -> S::V {
+    pub(crate) unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
         let stride = if UNIT { 1 } else { self.col_stride };
-        let at = self.ptr.wrapping_offset(col as isize * stride);
+        let at = self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.load_live(at, live) };
@@ -182,14 +182,14 @@ impl<'a, T: Real> Target<'a, T> {
         arch::prefetch(self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride));
     }
 
-    /// Overwrites elements `col..col + live` of the first row with the first lanes.
+    /// Overwrites elements `col..col + live` of row `row` with the first lanes.
     ///
     /// # Safety
     /// As for [`load`](Self::load).
     #[inline(always)]
-    pub(crate) unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, col: usize, live: usize, value: S::V) {
+    pub(crate) unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize, value: S::V) {
         let stride = if UNIT { 1 } else { self.col_stride };
-        let at = self.ptr.wrapping_offset(col as isize * stride);
+        let at = self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.store_live(at, live, value) };
