@@ -336,7 +336,14 @@ impl<T: Real> Feed<'_, T> {
     /// # Safety
     /// That of [`Apply::apply`].
     #[inline(always)]
-    unsafe fn take<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> (S::V, S::V) {
+    unsafe fn take<S: Vector<T>, const UNIT: bool>(
+        &self,
+        simd: S,
+        sums: S::V,
+        row: usize,
+        col: usize,
+        live: usize,
+    ) -> (S::V, S::V) {
         match self {
             Feed::Above { drive, feedback } => {
                 if let Some(feedback) = feedback {

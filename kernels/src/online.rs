@@ -23,6 +23,9 @@ use faer::{MatRef, Par};
 /// Rows that share the loads of `mean` and `next`, with a chain of sums each.
 const GROUP: usize = 4;
 
+/// Lines of a row that are worked on one after the other, before those of the next row of the group.
+const LINES: usize = 2;
+
 /// `W ← descent(W, δ s̄ᵀ)`, `image ← W x` with the new weights, for `δ` = `diff` (`n_out`), `s̄` = `mean` and `x` = `next` (`n_in` each).
 ///
 /// The weights have the bits that a product of depth 1 with the same epilogue gives them. An `image` is summed in the lanes of one cache
@@ -99,7 +102,10 @@ impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
         let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
         threads::join(
             || Sweep::<T, IMAGE> { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue, first),
-            || Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }.share(epilogue, first + middle),
+            || {
+                Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }
+                    .share(epilogue, first + middle)
+            },
         );
     }
 }
@@ -147,51 +153,93 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         }
     }
 
+    /// One row, or [`GROUP`] of them that are `apart`.
     #[inline(always)]
     fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
         let n = self.mean.len();
-        let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, row.len())));
         let mut diff = [simd.splat(T::ZERO); R];
         for r in 0..R {
             diff[r] = simd.splat(self.diff[row + r * apart]);
         }
-        let zero = simd.splat(T::ZERO);
-        let mut sums = [[zero; K]; R];
+        let mut sums = [[simd.splat(T::ZERO); K]; R];
         let length = K * S::LANES;
-        for line in (0..n).step_by(length) {
+        let mut line = 0;
+        while line + LINES * length <= n {
+            // SAFETY: `LINES` lines of whole vectors.
+            unsafe { self.lines::<S, UNIT, K, R, LINES>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
+            line += LINES * length;
+        }
+        while line < n {
+            // SAFETY: each vector as far as there are columns.
+            unsafe {
+                self.lines::<S, UNIT, K, R, 1>(
+                    simd,
+                    (row, apart),
+                    &diff,
+                    line,
+                    |col| S::LANES.min(n.saturating_sub(col)),
+                    &mut sums,
+                );
+            }
+            line += length;
+        }
+        for (r, sums) in sums.iter().enumerate().filter(|_| IMAGE) {
+            self.image[row + r * apart] = fold(simd, *sums);
+        }
+    }
+
+    /// `N` lines of columns from `line`: those of a row one after the other.
+    ///
+    /// # Safety
+    /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`.
+    #[inline(always)]
+    unsafe fn lines<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(
+        &self,
+        simd: S,
+        (row, apart): (usize, usize),
+        diff: &[S::V; R],
+        line: usize,
+        live: impl Fn(usize) -> usize,
+        sums: &mut [[S::V; K]; R],
+    ) {
+        let zero = simd.splat(T::ZERO);
+        let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, row.len())));
+        let (mut s, mut x) = ([[zero; K]; N], [[zero; K]; N]);
+        for v in 0..N {
             for k in 0..K {
-                let col = line + k * S::LANES;
-                let live = S::LANES.min(n.saturating_sub(col));
-                if live == 0 {
-                    // What a wider vector does in the lanes behind the last column.
-                    for sums in &mut sums {
-                        sums[k] = simd.mul_add(zero, zero, sums[k]);
-                    }
-                    continue;
-                }
-                // SAFETY: `1 ≤ live`, `col + live ≤ n`; this vector is only read.
-                let s = unsafe { mean.load::<S, true>(simd, 0, col, live) };
-                let mut x = zero;
-                if IMAGE {
-                    // SAFETY: as above.
-                    x = unsafe { next.load::<S, true>(simd, 0, col, live) };
-                }
-                for r in 0..R {
-                    let at = self.first + row + r * apart;
-                    self.epilogue.prefetch::<UNIT>(at, col + AHEAD * S::LANES);
-                    // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which with the rows before the first of them the
-                    // epilogue fits; `share` and `rows` give it to this call alone; columns as above; `UNIT` was asked for.
-                    let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff[r], s, zero), at, col, live) };
+                let col = line + (v * K + k) * S::LANES;
+                if live(col) > 0 {
+                    // SAFETY: `1 ≤ live`, `col + live ≤ n` (contract); this vector is only read.
+                    s[v][k] = unsafe { mean.load::<S, true>(simd, 0, col, live(col)) };
                     if IMAGE {
-                        // Lanes without a weight may have become 0/0.
-                        let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };
-                        sums[r][k] = simd.mul_add(w, x, sums[r][k]);
+                        // SAFETY: as above.
+                        x[v][k] = unsafe { next.load::<S, true>(simd, 0, col, live(col)) };
                     }
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate().filter(|_| IMAGE) {
-            self.image[row + r * apart] = fold(simd, *sums);
+        for r in 0..R {
+            let at = self.first + row + r * apart;
+            for v in 0..N {
+                for k in 0..K {
+                    let col = line + (v * K + k) * S::LANES;
+                    let live = live(col);
+                    if live == 0 {
+                        // What a wider vector does in the lanes behind the last column.
+                        sums[r][k] = simd.mul_add(zero, zero, sums[r][k]);
+                        continue;
+                    }
+                    self.epilogue.prefetch::<UNIT>(at, col + AHEAD * S::LANES);
+                    // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which with the rows before the first of them the
+                    // epilogue fits; `share` and `rows` give it to this call alone; columns as above; `UNIT` was asked for.
+                    let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff[r], s[v][k], zero), at, col, live) };
+                    if IMAGE {
+                        // Lanes without a weight may have become 0/0.
+                        let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };
+                        sums[r][k] = simd.mul_add(w, x[v][k], sums[r][k]);
+                    }
+                }
+            }
         }
     }
 }

@@ -261,8 +261,9 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
                 (0..R).for_each(|r| self.epilogue.prefetch::<true>(next + r, self.col + (tile * V + v) * S::LANES));
             }
             // SAFETY: contract of `Finish::finish_tiles`.
-            let sums =
-                unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth, lanes) };
+            let sums = unsafe {
+                tile::accumulate::<T, S, R, V, NOTHING>(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth, lanes)
+            };
             for r in 0..R {
                 for v in 0..V {
                     let col = self.col + (t * V + v) * S::LANES;
@@ -594,7 +595,8 @@ impl<'a, T: Real> Work<'a, T> {
                     (Time::InRegisters, _) if is_whole_band && cols.is_multiple_of(lanes_of_one) => {
                         let rows = self.left(0, i0);
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
-                        let tiles = Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
+                        let tiles =
+                            Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
                         unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0) };
