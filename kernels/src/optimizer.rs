@@ -177,7 +177,7 @@ pub(crate) trait Descend<T: Real>: Apply<T> {
 
 /// Neither zero nor subnormal, nor infinite: a factor that loses nothing.
 fn is_normal<T: Real>(x: T) -> bool {
-    (T::TINY / (2.0 * T::UNIT_ROUNDOFF)..f64::INFINITY).contains(&x.to_f64().abs())
+    (T::NORMAL..f64::INFINITY).contains(&x.to_f64().abs())
 }
 
 /// `bⁿ` by squaring: products only, so the bits depend on no library.

@@ -45,16 +45,6 @@ impl<'a, T: Real> Input<'a, T> {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, rows: self.cols, cols: self.rows, ..self }
     }
 
-    /// The same without the first rows.
-    ///
-    /// # Panics
-    /// If there are fewer rows.
-    #[inline(always)]
-    pub fn skip_rows(self, rows: usize) -> Self {
-        assert!(rows <= self.rows);
-        Self { ptr: self.ptr.wrapping_offset(rows as isize * self.row_stride), rows: self.rows - rows, ..self }
-    }
-
     /// Rows and columns.
     pub fn shape(self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -228,9 +218,6 @@ mod tests {
     #[test]
     fn the_other_rows_stay() {
         let mut matrix = Mat::<f32>::zeros(5, 3);
-        let input = Input::new(matrix.as_ref());
-        assert_eq!(input.skip_rows(2).shape(), (3, 3));
-        assert_eq!(input.transpose().skip_rows(2).shape(), (1, 5));
         let target = Target::new(matrix.as_mut());
         assert_eq!(target.skip_rows(2).shape(), (3, 3));
         assert_eq!(target.transpose().skip_rows(2).shape(), (1, 5));

@@ -55,6 +55,8 @@ pub trait Real:
     const UNIT_ROUNDOFF: f64;
     /// Smallest positive (subnormal) number.
     const TINY: f64;
+    /// Smallest positive number that is not subnormal.
+    const NORMAL: f64;
     /// `1.5·2^(p−1)`: adding it rounds to a whole number, which is then in the low bits.
     const SHIFT: Self;
 
@@ -263,6 +265,7 @@ macro_rules! vectors {
             const ONE: Self = 1.0;
             const UNIT_ROUNDOFF: f64 = $unit;
             const TINY: f64 = $t::from_bits(1) as f64;
+            const NORMAL: f64 = $t::MIN_POSITIVE as f64;
             const SHIFT: Self = (3u64 << ($t::MANTISSA_DIGITS - 2)) as $t;
 
             #[inline(always)]
