@@ -28,7 +28,7 @@ pub(crate) enum Ask<T> {
     Nothing,
     /// A line at each step of depth, in the second-level cache.
     Line(Operand<*const T>),
-    /// So many elements behind each vector of the right operand, in the first-level cache.
+    /// So many elements behind each vector of the right operand, in the first-level cache. Tiles abreast ask for nothing.
     Behind(isize),
 }
 
@@ -67,9 +67,10 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
         // One row of one panel has too few sums in flight, and so have two of a packed one.
         let together = if R == 1 { 4 } else { 2 };
         while R <= 2 && rows.jump == 0 && count >= together && (R == 1 || lanes.jump > lanes.step) {
-            // SAFETY: the contracts of `run` for as many tiles.
-            match R {
-                1 => unsafe { abreast::<T, S, R, V, 4>(simd, rows, lanes, sums, depth, resume) },
+            match together {
+                // SAFETY: the contracts of `run` for as many tiles, of the same rows.
+                4 => unsafe { abreast::<T, S, R, V, 4>(simd, rows, lanes, sums, depth, resume) },
+                // SAFETY: as above.
                 _ => unsafe { abreast::<T, S, R, V, 2>(simd, rows, lanes, sums, depth, resume) },
             }
             lanes.at = lanes.at.wrapping_offset(together as isize * lanes.jump);

@@ -109,7 +109,8 @@ pub struct Settings {
     pub output: Output,
     /// The order of relaxation; back-propagation and adversarial training do not use it.
     pub schedule: Schedule,
-    /// How weights follow their gradient.
+    /// How weights follow their gradient. At every 256th step subnormal numbers among its moments become zero, since decay would never make them
+    /// so and they slow it down.
     pub optimizer: Optimizer,
     /// How weights are pulled to zero.
     pub decay: Decay,
