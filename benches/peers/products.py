@@ -136,6 +136,7 @@ def online(library, report, shape):
         check(f"{name}, weights", got, wanted, 6 * U * size)
         check(f"{name}, product", out, wide(x) @ wanted.T, (n + 10) * U * (abs(wide(x)) @ size.T))
     other = aligned(m, n)
+    other[...] = start
     report.lines(6, shape, {name: run for name, (run, _) in runs.items()}, 4 * m * n, library.pass_over(other), "dualprop")
 
 

@@ -226,7 +226,7 @@ def main():
             run()
             wanted, error = net.prediction(rows)
             check(f"inference, {name}", got()[rows], wanted, error)
-        moments = [aligned(net.products(0)) for _ in range(3)]
+        moments = [normal(np.random.default_rng(0), net.products(0)) for _ in range(3)]
         memory = library.pass_over(*moments)
         every, back = (2 * net.batch * net.products(first) for first in (0, 1))
         shape = f"{widths} B={batch}"

@@ -113,6 +113,7 @@ def plain(library, report, line, shape, dtype):
         got = result() if callable(result) else result
         check(name, got[problem.rows], *problem.plain(keep))
     other = aligned(m, n, dtype=dtype)
+    other[...] = problem.start[0]
     kept.append(other)
     runs = {name: run for name, (run, *_) in runs.items()}
     report.lines(line, shape, runs, 2 * m * n * batch, library.pass_over(other), "dualprop", dtype)
@@ -232,6 +233,8 @@ def stateful(library, report, shape):
             check(f"{name}, {row}", got[problem.rows], *expected)
         problem.reset()
         arrays = [aligned(m, n) for _ in range(1 + code)]
+        for array, start in zip(arrays, problem.start):
+            array[...] = start
         runs = {row: run for row, (run, _) in runs.items()}
         report.lines(3, f"{name} {shape}", runs, 2 * m * n * batch, library.pass_over(*arrays), "dualprop")
 

@@ -138,7 +138,8 @@ impl<T: Scalar> Case<T> {
             let (m, n) = chains.shape();
             Grid::from_fn(m, n, Layout::default(), f)
         };
-        let drive = || each(&|i, j| chains.get(i, j) + bias.get(i, j));
+        // Never −0.
+        let drive = || each(&|i, j| chains.get(i, j) + bias.get(i, j) + T::ZERO);
         Some(match self.kind {
             Kind::Store => vec![each(&|i, j| self.scale * chains.get(i, j))],
             Kind::Accumulate => vec![each(&|i, j| self.scale.mul_add(chains.get(i, j), operand.get(i, j)))],
