@@ -120,7 +120,15 @@ impl<T: Scalar> Case<T> {
                 let [mut mean, mut diff] = if self.damping.is_some() { [old(1), old(2)] } else { [blank(1), blank(2)] };
                 let (nudge, damping) = (self.nudge(), self.damping);
                 let outputs = (mean.output(), diff.output());
-                run(Epilogue::Dyad { drive: read.input(), feedback: None, mean: outputs.0, diff: outputs.1, nudge, damping, activation });
+                run(Epilogue::Dyad {
+                    drive: read.input(),
+                    feedback: None,
+                    mean: outputs.0,
+                    diff: outputs.1,
+                    nudge,
+                    damping,
+                    activation,
+                });
                 vec![mean, diff]
             }
             Kind::Derivative => {
