@@ -165,12 +165,12 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let length = K * S::LANES;
         let mut line = 0;
         while line + LINES * length <= n {
-            // SAFETY: `LINES` lines of whole vectors.
+            // SAFETY: `LINES` lines of whole vectors; `rows` has asked for `UNIT` and gives each row to one group.
             unsafe { self.lines::<S, UNIT, K, R, LINES>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
             line += LINES * length;
         }
         while line < n {
-            // SAFETY: each vector as far as there are columns.
+            // SAFETY: each vector as far as there are columns; the rest as above.
             unsafe {
                 self.lines::<S, UNIT, K, R, 1>(
                     simd,
@@ -191,7 +191,8 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     /// `N` lines of columns from `line`: those of a row one after the other.
     ///
     /// # Safety
-    /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`.
+    /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`. Rows
+    /// `row + r·apart`, `r < R`, are among those that `diff` has elements for, and no other call has them. `UNIT` only if the epilogue is.
     #[inline(always)]
     unsafe fn lines<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(
         &self,
@@ -230,8 +231,8 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                         continue;
                     }
                     self.epilogue.prefetch::<UNIT>(at, col + AHEAD * S::LANES);
-                    // SAFETY: row `row + r·apart` is one of those that `diff` has elements for, which with the rows before the first of them the
-                    // epilogue fits; `share` and `rows` give it to this call alone; columns as above; `UNIT` was asked for.
+                    // SAFETY: the epilogue fits the weights, of which row `at` is one and ours alone, since `share` gives no row to two; columns as
+                    // above (contract).
                     let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff[r], s[v][k], zero), at, col, live) };
                     if IMAGE {
                         // Lanes without a weight may have become 0/0.

@@ -694,7 +694,7 @@ impl<'a, T: Real> Work<'a, T> {
         let is_far = self.depth * self.n * size_of::<T>() > FAR;
         match self.lanes {
             Lanes::Packed(_) if bands <= 2 => match is_far && band == 0 {
-                // A step of depth is over soon.
+                // 48 steps of depth for up to four samples, 96 from eight on, which take as much time.
                 true => Ask::Behind((12 * self.m.clamp(4, 8) * self.width) as isize),
                 false => Ask::Nothing,
             },
