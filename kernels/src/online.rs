@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! for group of rows
-//!   for vector of columns
-//!     weights ← optimizer(weights, δ s̄)      they come from memory and go back
-//!     sums += weights · x                     they are still in registers
+//!   for run of columns
+//!     for row, for vector of columns
+//!       weights ← optimizer(weights, δ s̄)      they come from memory and go back
+//!       sums += weights · x                     they are still in registers
 //! ```
 //!
 //! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
-//! side by side.
+//! side by side. Runs are long, since rows often lie whole pages apart, and a load waits for stores before it that look alike in a page.
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
@@ -20,11 +21,8 @@ use crate::vector::{Real, Vector};
 
 use faer::{MatRef, Par};
 
-/// Rows that share the loads of `mean` and `next`, with a chain of sums each.
+/// Rows of a group at most, each with a chain of sums: four to six streams with the moments.
 const GROUP: usize = 4;
-
-/// Lines of a row that are worked on one after the other, before those of the next row of the group.
-const LINES: usize = 2;
 
 /// `W ← descent(W, δ s̄ᵀ)`, `image ← W x` with the new weights, for `δ` = `diff` (`n_out`), `s̄` = `mean` and `x` = `next` (`n_in` each).
 ///
@@ -125,37 +123,47 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMA
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // Vectors in a line of lanes; the conditions are constants.
+        // Vectors in a line of lanes, and lines of a run: four vectors, for as many registers. The conditions are constants.
         match lanes::<T>() / S::LANES {
-            1 => self.rows::<S, 1>(simd),
-            2 => self.rows::<S, 2>(simd),
-            4 => self.rows::<S, 4>(simd),
-            8 => self.rows::<S, 8>(simd),
-            _ => self.rows::<S, 16>(simd),
+            1 => self.rows::<S, 1, 4>(simd),
+            2 => self.rows::<S, 2, 2>(simd),
+            4 => self.rows::<S, 4, 1>(simd),
+            8 => self.rows::<S, 8, 1>(simd),
+            _ => self.rows::<S, 16, 1>(simd),
         }
     }
 }
 
 impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     #[inline(always)]
-    fn rows<S: Vector<T>, const K: usize>(mut self, simd: S) {
-        let unit = self.epilogue.is_unit();
-        let apart = self.diff.len() / GROUP;
-        for row in 0..apart {
-            if unit {
-                self.group::<S, true, K, GROUP>(simd, row, apart)
-            } else {
-                self.group::<S, false, K, GROUP>(simd, row, apart)
-            }
-        }
-        for row in apart * GROUP..self.diff.len() {
-            if unit { self.group::<S, true, K, 1>(simd, row, 0) } else { self.group::<S, false, K, 1>(simd, row, 0) }
+    fn rows<S: Vector<T>, const K: usize, const N: usize>(self, simd: S) {
+        match (A::MOMENTS, self.epilogue.is_unit()) {
+            (0, true) => self.groups::<S, true, K, GROUP, N>(simd),
+            (0, false) => self.groups::<S, false, K, GROUP, N>(simd),
+            (_, true) => self.groups::<S, true, K, 2, N>(simd),
+            (_, false) => self.groups::<S, false, K, 2, N>(simd),
         }
     }
 
-    /// One row, or [`GROUP`] of them that are `apart`.
     #[inline(always)]
-    fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize>(&mut self, simd: S, row: usize, apart: usize) {
+    fn groups<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(mut self, simd: S) {
+        let apart = self.diff.len() / R;
+        for row in 0..apart {
+            self.group::<S, UNIT, K, R, N>(simd, row, apart);
+        }
+        for row in apart * R..self.diff.len() {
+            self.group::<S, UNIT, K, 1, N>(simd, row, 0);
+        }
+    }
+
+    /// 1, 2 or 4 rows that are `apart`, in runs of `N` lines.
+    #[inline(always)]
+    fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        apart: usize,
+    ) {
         let n = self.mean.len();
         let mut diff = [simd.splat(T::ZERO); R];
         for r in 0..R {
@@ -164,10 +172,10 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let mut sums = [[simd.splat(T::ZERO); K]; R];
         let length = K * S::LANES;
         let mut line = 0;
-        while line + LINES * length <= n {
-            // SAFETY: `LINES` lines of whole vectors; `rows` has asked for `UNIT` and gives each row to one group.
-            unsafe { self.lines::<S, UNIT, K, R, LINES>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
-            line += LINES * length;
+        while line + N * length <= n {
+            // SAFETY: `N` lines of whole vectors; `rows` has asked for `UNIT`, and `groups` gives each row to one group.
+            unsafe { self.lines::<S, UNIT, K, R, N>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
+            line += N * length;
         }
         while line < n {
             // SAFETY: each vector as far as there are columns; the rest as above.
@@ -188,7 +196,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         }
     }
 
-    /// `N` lines of columns from `line`: those of a row one after the other.
+    /// `N` lines of columns of `R` rows, from `line`.
     ///
     /// # Safety
     /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`. Rows
@@ -200,7 +208,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         (row, apart): (usize, usize),
         diff: &[S::V; R],
         line: usize,
-        live: impl Fn(usize) -> usize,
+        live: impl Fn(usize) -> usize + Copy,
         sums: &mut [[S::V; K]; R],
     ) {
         let zero = simd.splat(T::ZERO);
@@ -219,26 +227,53 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                 }
             }
         }
-        for r in 0..R {
-            let at = self.first + row + r * apart;
-            for v in 0..N {
-                for k in 0..K {
-                    let col = line + (v * K + k) * S::LANES;
-                    let live = live(col);
-                    if live == 0 {
-                        // What a wider vector does in the lanes behind the last column.
-                        sums[r][k] = simd.mul_add(zero, zero, sums[r][k]);
-                        continue;
-                    }
-                    self.epilogue.prefetch::<UNIT>(at, col + AHEAD * S::LANES);
-                    // SAFETY: the epilogue fits the weights, of which row `at` is one and ours alone, since `share` gives no row to two; columns as
-                    // above (contract).
-                    let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff[r], s[v][k], zero), at, col, live) };
-                    if IMAGE {
-                        // Lanes without a weight may have become 0/0.
-                        let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };
-                        sums[r][k] = simd.mul_add(w, x[v][k], sums[r][k]);
-                    }
+        // SAFETY: the contract, row by row. In a loop over the rows the compiler would keep the sums in memory.
+        unsafe {
+            self.run_of::<S, UNIT, K, N>(simd, row, diff[0], line, live, (&s, &x), &mut sums[0]);
+            if R > 1 {
+                self.run_of::<S, UNIT, K, N>(simd, row + apart, diff[1], line, live, (&s, &x), &mut sums[1]);
+            }
+            if R > 2 {
+                self.run_of::<S, UNIT, K, N>(simd, row + 2 * apart, diff[2], line, live, (&s, &x), &mut sums[2]);
+                self.run_of::<S, UNIT, K, N>(simd, row + 3 * apart, diff[3], line, live, (&s, &x), &mut sums[3]);
+            }
+        }
+    }
+
+    /// `N` lines of row `row` from `line`, for these vectors of `mean` and `next`.
+    ///
+    /// # Safety
+    /// As for [`lines`](Self::lines), for this row.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a part of `lines`")]
+    unsafe fn run_of<S: Vector<T>, const UNIT: bool, const K: usize, const N: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        diff: S::V,
+        line: usize,
+        live: impl Fn(usize) -> usize,
+        (s, x): (&[[S::V; K]; N], &[[S::V; K]; N]),
+        sum: &mut [S::V; K],
+    ) {
+        let (row, zero) = (self.first + row, simd.splat(T::ZERO));
+        for v in 0..N {
+            for k in 0..K {
+                let col = line + (v * K + k) * S::LANES;
+                let live = live(col);
+                if live == 0 {
+                    // What a wider vector does in the lanes behind the last column.
+                    sum[k] = simd.mul_add(zero, zero, sum[k]);
+                    continue;
+                }
+                self.epilogue.prefetch::<UNIT>(row, col + AHEAD * S::LANES);
+                // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
+                // `col + live ≤ n` (contract).
+                let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff, s[v][k], zero), row, col, live) };
+                if IMAGE {
+                    // Lanes without a weight may have become 0/0.
+                    let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };
+                    sum[k] = simd.mul_add(w, x[v][k], sum[k]);
                 }
             }
         }

@@ -168,6 +168,9 @@ pub(crate) trait Rule<T: Real> {
 
 /// The epilogue of an optimizer.
 pub(crate) trait Descend<T: Real>: Apply<T> {
+    /// Matrices of state beside the weights.
+    const MOMENTS: usize = 0;
+
     /// [`Apply::apply`] that returns the new weights.
     ///
     /// # Safety
@@ -320,6 +323,8 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
 }
 
 impl<T: Real> Descend<T> for HeavyBall<'_, T> {
+    const MOMENTS: usize = 1;
+
     #[inline(always)]
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.
@@ -376,6 +381,8 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
 }
 
 impl<T: Real> Descend<T> for AdamStep<'_, T> {
+    const MOMENTS: usize = 2;
+
     #[inline(always)]
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
         // SAFETY: contract of `apply`.

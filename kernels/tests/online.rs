@@ -113,7 +113,7 @@ fn every_tail_and_layout<T: Scalar>() {
         .cycle();
     let mut layouts = Layout::all().collect::<Vec<_>>().into_iter().cycle();
     for m in 0..=9 {
-        for n in (0..=70).chain([127, 128, 129]) {
+        for n in (0..=70).chain([127, 128, 129, 261]) {
             let step = Step::<T>::new(m, n, Family::ALL[(m + n) % 6], (100 * m + n) as u64);
             for isa in Isa::available() {
                 for layout in [Layout::default(), layouts.next().expect("a cycle")] {
