@@ -248,22 +248,32 @@ impl<T: Real, A: Apply<T>> Kernel<T> for InRegisters<'_, T, A> {
     }
 }
 
+/// Steps of depth that a tile takes while what it is to meet comes from the last-level cache.
+const SOON: usize = 48;
+
 impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
     #[inline(always)]
     fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) {
         let Tiles { rows, mut lanes, depth, count, .. } = *self.tiles;
-        // Some tiles ahead, more if they are done soon: the hardware does not see far along so many rows at once.
-        let ahead = (128 / depth.max(1)).clamp(2, 8);
+        // What a tile is to meet is asked for so late that the panels do not drive it out again; or, since the hardware does not see far along so
+        // many rows at once, some tiles ahead if they are done soon.
+        let early = depth.saturating_sub(SOON);
+        let ahead = if early > 0 { 0 } else { (128 / depth.max(1)).clamp(2, 8) };
         for t in 0..count {
+            let (mut left, mut right) = (rows, lanes);
+            // SAFETY: contract of `Finish::finish_tiles`: `early` steps of the depth.
+            let sums = unsafe {
+                tile::accumulate::<T, S, R, V, NOTHING>(simd, [[simd.splat(T::ZERO); V]; R], left, right, early, right)
+            };
+            left.at = left.at.wrapping_offset(early as isize * left.step);
+            right.at = right.at.wrapping_offset(early as isize * right.step);
             // Behind the last one come the first ones of the next band.
             let (next, tile) = if t + ahead < count { (self.row, t + ahead) } else { (self.row + R, t + ahead - count) };
             for v in 0..V {
                 (0..R).for_each(|r| self.epilogue.prefetch::<true>(next + r, self.col + (tile * V + v) * S::LANES));
             }
-            // SAFETY: contract of `Finish::finish_tiles`.
-            let sums = unsafe {
-                tile::accumulate::<T, S, R, V, NOTHING>(simd, [[simd.splat(T::ZERO); V]; R], rows, lanes, depth, lanes)
-            };
+            // SAFETY: as above, the other steps.
+            let sums = unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, sums, left, right, depth - early, right) };
             for r in 0..R {
                 for v in 0..V {
                     let col = self.col + (t * V + v) * S::LANES;
