@@ -965,33 +965,50 @@ pub(crate) fn run_short_log_sum_exp<T: Real>(isa: Isa, out: &mut [f64], x: RowMa
 }
 
 struct Softmax<'a, T> {
-    out: &'a mut [T],
-    x: &'a [T],
+    out: RowMajorMut<'a, T>,
+    x: RowMajorRef<'a, T>,
 }
 
 impl<T: Real> Kernel<T> for Softmax<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        let peak = maximum(simd, self.x);
-        let mut sum = Chains([0.0; CHAINS]);
-        let ((blocks, end), (out_blocks, out_end)) = (self.x.as_chunks::<BLOCK>(), self.out.as_chunks_mut::<BLOCK>());
-        for (out, x) in out_blocks.iter_mut().zip(blocks) {
-            map_in(simd, Shifted { peak }, out, x);
-            sum.add(out.as_chunks().0);
+        // Terms of the row before, to be divided by their sum: slow operations that hide between the exponentials of the next row. The last ones
+        // come first, since loads wait for stores that look alike within a page, as those of rows a page apart do.
+        let (mut before, mut divisor) = ([].iter_mut(), simd.splat(T::ZERO));
+        for (out, x) in self.out.row_iter_mut().zip(self.x.row_iter()) {
+            let (out, x) = (out.as_slice_mut(), x.as_slice());
+            let peak = maximum(simd, x);
+            let mut sum = Chains([0.0; CHAINS]);
+            let ((blocks, end), (out_blocks, out_end)) = (x.as_chunks::<BLOCK>(), out.as_chunks_mut::<BLOCK>());
+            for (out, x) in out_blocks.iter_mut().zip(blocks) {
+                map_in(simd, Shifted { peak }, out, x);
+                sum.add(out.as_chunks().0);
+                divide(simd, before.next_back(), divisor);
+            }
+            let mut terms = Lines([T::ZERO; BLOCK]);
+            Shifted { peak }.end(simd, &mut terms, end, &mut sum);
+            // NaN and +∞ make a term NaN, and so does a row of −∞.
+            let sum = sum.total();
+            divisor = simd.splat(T::from_f64(sum));
+            if sum.is_nan() {
+                fill_with_nan(out_blocks.as_flattened_mut());
+                fill_with_nan(out_end);
+                before = [].iter_mut();
+            } else {
+                store_quotients(simd, out_end, &terms.0, divisor);
+                before = out_blocks.iter_mut();
+            }
         }
-        let mut terms = Lines([T::ZERO; BLOCK]);
-        Shifted { peak }.end(simd, &mut terms, end, &mut sum);
-        // NaN and +∞ make a term NaN, and so does a row of −∞.
-        let sum = sum.total();
-        if sum.is_nan() {
-            return fill_with_nan(self.out);
-        }
-        let sum = simd.splat(T::from_f64(sum));
-        for out in S::as_vectors_mut(out_blocks.as_flattened_mut()).0 {
-            *out = simd.div(*out, sum);
-        }
-        store_quotients(simd, out_end, &terms.0, sum);
+        before.for_each(|terms| divide(simd, Some(terms), divisor));
+    }
+}
+
+/// Whole vectors of terms by their sum.
+#[inline(always)]
+fn divide<T: Real, S: Vector<T>>(simd: S, terms: Option<&mut [T; BLOCK]>, sum: S::V) {
+    for term in terms.into_iter().flat_map(|terms| S::as_vectors_mut(terms).0) {
+        *term = simd.div(*term, sum);
     }
 }
 
@@ -1051,7 +1068,8 @@ impl<T: Real> Kernel<T> for ShortSoftmax<'_, T> {
 /// [`LengthMismatch`] if the slices differ in length; then `out` is untouched.
 pub fn softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) -> Result<(), LengthMismatch> {
     check_lengths(out, x)?;
-    (T::kernels().softmax)(isa, out, x);
+    let n = x.len();
+    softmax_rows(isa, MatMut::from_row_major_slice_mut(out, 1, n), MatRef::from_row_major_slice(x, 1, n));
     Ok(())
 }
 
@@ -1064,17 +1082,13 @@ pub fn softmax_rows<T: Real>(isa: Isa, out: MatMut<'_, T>, x: MatRef<'_, T>) {
     if x.nrows() == 0 || x.ncols() == 0 {
         return;
     }
-    let mut out = out.try_as_row_major_mut().expect("elements of a row of `out` next to each other");
+    let out = out.try_as_row_major_mut().expect("elements of a row of `out` next to each other");
     let x = x.try_as_row_major().expect("elements of a row of `x` next to each other");
-    if x.ncols() <= CHAINS {
-        return (T::kernels().short_softmax)(isa, out, x);
-    }
-    for row in 0..x.nrows() {
-        (T::kernels().softmax)(isa, out.rb_mut().row_mut(row).as_slice_mut(), x.row(row).as_slice());
-    }
+    let softmax = if x.ncols() <= CHAINS { T::kernels().short_softmax } else { T::kernels().softmax };
+    softmax(isa, out, x);
 }
 
-pub(crate) fn run_softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) {
+pub(crate) fn run_softmax<T: Real>(isa: Isa, out: RowMajorMut<'_, T>, x: RowMajorRef<'_, T>) {
     isa.run(Softmax { out, x });
 }
 

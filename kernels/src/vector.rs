@@ -93,7 +93,7 @@ pub struct Kernels<T: 'static> {
     pub(crate) dot: fn(Isa, &[T], &[T]) -> f64,
     pub(crate) square_distance: fn(Isa, &[T], &[T]) -> f64,
     pub(crate) max_abs: fn(Isa, &[T]) -> f64,
-    pub(crate) softmax: fn(Isa, &mut [T], &[T]),
+    pub(crate) softmax: fn(Isa, RowMajorMut<'_, T>, RowMajorRef<'_, T>),
     pub(crate) short_softmax: fn(Isa, RowMajorMut<'_, T>, RowMajorRef<'_, T>),
     pub(crate) log_sum_exp: fn(Isa, &[T]) -> f64,
     pub(crate) short_log_sum_exp: fn(Isa, &mut [f64], RowMajorRef<'_, T>),

@@ -620,11 +620,13 @@ proptest! {
 fn rows_together<T: Real>() {
     let mut random = Random(5);
     let special = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 3e38, -3e38, 1e-40];
-    for cols in [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 40] {
+    for cols in [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 40, 128, 300] {
+        // Some rows have something special, others not.
+        let every = if cols > 100 { 601 } else { 11 };
         for rows in 0..=19 {
             let stride = cols + rows % 3;
-            let number = |i: usize| match i % 11 {
-                0 if rows % 2 == 0 => special[i / 11 % special.len()],
+            let number = |i: usize| match i % every {
+                0 if rows % 2 == 0 => special[i / every % special.len()],
                 _ => random.uniform(-60.0, 60.0),
             };
             let x: Vec<T> = (0..rows * stride).map(number).map(T::from_f64).collect();
