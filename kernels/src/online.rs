@@ -196,7 +196,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         }
     }
 
-    /// `N` lines of columns of `R` rows, from `line`.
+    /// `N` lines of columns of `R` rows (1, 2 or 4), from `line`.
     ///
     /// # Safety
     /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`. Rows
@@ -227,16 +227,18 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                 }
             }
         }
-        // SAFETY: the contract, row by row. In a loop over the rows the compiler would keep the sums in memory.
-        unsafe {
-            self.run_of::<S, UNIT, K, N>(simd, row, diff[0], line, live, (&s, &x), &mut sums[0]);
-            if R > 1 {
-                self.run_of::<S, UNIT, K, N>(simd, row + apart, diff[1], line, live, (&s, &x), &mut sums[1]);
-            }
-            if R > 2 {
-                self.run_of::<S, UNIT, K, N>(simd, row + 2 * apart, diff[2], line, live, (&s, &x), &mut sums[2]);
-                self.run_of::<S, UNIT, K, N>(simd, row + 3 * apart, diff[3], line, live, (&s, &x), &mut sums[3]);
-            }
+        // Written out: in a loop over the rows the compiler would keep the sums in memory.
+        // SAFETY: the contract, row by row.
+        unsafe { self.run_of::<S, UNIT, K, N>(simd, row, diff[0], line, live, (&s, &x), &mut sums[0]) };
+        if R > 1 {
+            // SAFETY: as above.
+            unsafe { self.run_of::<S, UNIT, K, N>(simd, row + apart, diff[1], line, live, (&s, &x), &mut sums[1]) };
+        }
+        if R > 2 {
+            // SAFETY: as above.
+            unsafe { self.run_of::<S, UNIT, K, N>(simd, row + 2 * apart, diff[2], line, live, (&s, &x), &mut sums[2]) };
+            // SAFETY: as above.
+            unsafe { self.run_of::<S, UNIT, K, N>(simd, row + 3 * apart, diff[3], line, live, (&s, &x), &mut sums[3]) };
         }
     }
 

@@ -267,6 +267,11 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
         self.0.weights.prefetch::<UNIT>(row, col);
     }
 
+    #[inline(always)]
+    fn prefetch_second<const UNIT: bool>(&self, row: usize, col: usize) {
+        self.0.weights.prefetch_second::<UNIT>(row, col);
+    }
+
     fn is_unit(&self) -> bool {
         self.0.is_unit()
     }

@@ -44,6 +44,10 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     #[inline(always)]
     fn prefetch<const UNIT: bool>(&self, _row: usize, _col: usize) {}
 
+    /// The same in the second-level cache; for epilogues that meet sums in registers.
+    #[inline(always)]
+    fn prefetch_second<const UNIT: bool>(&self, _row: usize, _col: usize) {}
+
     /// Takes the sums of elements `col..col + live` of row `row`.
     ///
     /// # Safety
@@ -86,12 +90,12 @@ pub(crate) trait Finish<T: Real>: Sync {
     unsafe fn finish_beside(&self, isa: Isa, tiles: &Tiles<T>, sums: &Sums<'_, T>, narrow: bool) -> usize;
 
     /// Computes a run of tiles of MR rows and `vectors` whole vectors, from zero, and applies the epilogue to each; the first starts at
-    /// `(row, col)` of the product, the next ones lie to its right. Their sums are not stored.
+    /// `(row, col)` of the product, the next ones lie to its right. Their sums are not stored. `far` if what they meet comes from memory.
     ///
     /// # Safety
     /// As [`finish`](Self::finish) for the tiles; contracts 1 and 2 of [`tile::run`] for MR rows and `vectors`, from 1 to NV.
     /// [`time`](Self::time) is [`Time::InRegisters`].
-    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize);
+    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize, far: bool);
 }
 
 /// A part of a product of which the sums are there.
@@ -133,9 +137,9 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
         if A::TIME == Time::Beside { isa.run::<T, _>(Beside { tiles, sums, narrow, epilogue: *self }) } else { sums.part.done }
     }
 
-    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize) {
+    unsafe fn finish_tiles(&self, isa: Isa, tiles: &Tiles<T>, vectors: usize, row: usize, col: usize, far: bool) {
         if A::TIME == Time::InRegisters {
-            isa.run::<T, _>(InRegisters { tiles, vectors, row, col, epilogue: *self });
+            isa.run::<T, _>(InRegisters { tiles, vectors, row, col, far, epilogue: *self });
         }
     }
 }
@@ -227,6 +231,7 @@ struct InRegisters<'a, T, A> {
     vectors: usize,
     row: usize,
     col: usize,
+    far: bool,
     epilogue: A,
 }
 
@@ -256,9 +261,11 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
     fn tiles<S: Vector<T>, const R: usize, const V: usize>(self, simd: S) {
         let Tiles { rows, mut lanes, depth, count, .. } = *self.tiles;
         // What a tile is to meet is asked for so late that the panels do not drive it out again; or, since the hardware does not see far along so
-        // many rows at once, some tiles ahead if they are done soon.
+        // many rows at once, some tiles ahead if they are done soon. From memory that is for the second-level cache: the first-level one has few
+        // places for lines on their way.
         let early = depth.saturating_sub(SOON);
         let ahead = if early > 0 { 0 } else { (128 / depth.max(1)).clamp(2, 8) };
+        let second = self.far && early == 0;
         for t in 0..count {
             let (mut left, mut right) = (rows, lanes);
             // SAFETY: contract of `Finish::finish_tiles`: `early` steps of the depth.
@@ -270,7 +277,14 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
             // Behind the last one come the first ones of the next band.
             let (next, tile) = if t + ahead < count { (self.row, t + ahead) } else { (self.row + R, t + ahead - count) };
             for v in 0..V {
-                (0..R).for_each(|r| self.epilogue.prefetch::<true>(next + r, self.col + (tile * V + v) * S::LANES));
+                for r in 0..R {
+                    let (row, col) = (next + r, self.col + (tile * V + v) * S::LANES);
+                    if second {
+                        self.epilogue.prefetch_second::<true>(row, col);
+                    } else {
+                        self.epilogue.prefetch::<true>(row, col);
+                    }
+                }
             }
             // SAFETY: as above, the other steps.
             let sums = unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, sums, left, right, depth - early, right) };
@@ -607,9 +621,10 @@ impl<'a, T: Real> Work<'a, T> {
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
                         let tiles =
                             Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
+                        let far = self.m * self.n * size_of::<T>() > FAR;
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
-                        unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0) };
+                        unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0, far) };
                         done = j0 + (alike - 1) * self.width + cols;
                     }
                     (Time::Beside, Some(part)) if is_whole_band && cols == self.width => {
@@ -703,10 +718,12 @@ impl<'a, T: Real> Work<'a, T> {
     fn ask(&self, lanes: Operand<*const T>, deep: usize, (band, bands): (usize, usize), alike: usize) -> Ask<T> {
         let is_far = self.depth * self.n * size_of::<T>() > FAR;
         match self.lanes {
-            Lanes::Packed(_) if bands <= 2 => match is_far && band == 0 {
-                // 48 steps of depth for up to four samples, 96 from eight on, which take as much time.
-                true => Ask::Behind((12 * self.m.clamp(4, 8) * self.width) as isize),
-                false => Ask::Nothing,
+            // 48 steps of depth ahead for up to four samples, 96 from eight on, which take as much time. More samples leave what comes to the first-level
+            // cache no time to get there, but would block its few places for lines on their way.
+            Lanes::Packed(_) if bands <= 2 => match (12 * self.m.clamp(4, 8) * self.width) as isize {
+                ahead if is_far && band == 0 && self.m <= 6 => Ask::First(ahead),
+                ahead if is_far && band == 0 => Ask::Second(ahead),
+                _ => Ask::Nothing,
             },
             Lanes::Packed(_) if alike == 1 => {
                 // They lie behind these: all of them, evenly over the steps of depth of all bands.
@@ -716,7 +733,7 @@ impl<'a, T: Real> Work<'a, T> {
             }
             // The next panel, of which each row is a stream of its own.
             Lanes::View(view) if bands <= 2 && lanes.step == view.row_stride() && is_far => match band {
-                0 => Ask::Behind(self.width as isize),
+                0 => Ask::Second(self.width as isize),
                 _ => Ask::Nothing,
             },
             Lanes::View(view) if bands >= 3 && lanes.step == view.row_stride() && is_far => {
@@ -784,7 +801,7 @@ impl<'a, T: Real> Work<'a, T> {
     }
 }
 
-/// Bytes of a right operand from which on what is read next is asked for.
+/// Bytes of a matrix from which on it is taken to come from memory.
 const FAR: usize = 1 << 23;
 
 /// Bands of rows between which some of the next piece is asked for.

@@ -155,21 +155,31 @@ impl<'a, T: Real> Target<'a, T> {
     /// [`is_unit`](Self::is_unit).
     #[inline(always)]
     pub(crate) unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
-        let stride = if UNIT { 1 } else { self.col_stride };
-        let at = self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride);
+        let at = self.at::<UNIT>(row, col);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.load_live(at, live) };
         }
         // SAFETY: `live` elements of the view (contract).
-        unsafe { gather(simd, at, stride, live) }
+        unsafe { gather(simd, at, self.col_stride, live) }
     }
 
     /// Asks for the cache line of element `(row, col)`, which need not exist; `UNIT` as for [`load`](Self::load).
     #[inline(always)]
     pub(crate) fn prefetch<const UNIT: bool>(self, row: usize, col: usize) {
+        arch::prefetch(self.at::<UNIT>(row, col));
+    }
+
+    /// [`prefetch`](Self::prefetch) in the second-level cache.
+    #[inline(always)]
+    pub(crate) fn prefetch_second<const UNIT: bool>(self, row: usize, col: usize) {
+        arch::prefetch_second(self.at::<UNIT>(row, col));
+    }
+
+    #[inline(always)]
+    fn at<const UNIT: bool>(self, row: usize, col: usize) -> *mut T {
         let stride = if UNIT { 1 } else { self.col_stride };
-        arch::prefetch(self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride));
+        self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride)
     }
 
     /// Overwrites elements `col..col + live` of row `row` with the first lanes.
@@ -178,8 +188,7 @@ impl<'a, T: Real> Target<'a, T> {
     /// As for [`load`](Self::load).
     #[inline(always)]
     pub(crate) unsafe fn store<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize, value: S::V) {
-        let stride = if UNIT { 1 } else { self.col_stride };
-        let at = self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_offset(col as isize * stride);
+        let at = self.at::<UNIT>(row, col);
         if UNIT {
             // SAFETY: `live` contiguous elements of the view (contract).
             return unsafe { simd.store_live(at, live, value) };
@@ -189,7 +198,7 @@ impl<'a, T: Real> Target<'a, T> {
         unsafe { simd.store_live(lanes.as_mut_ptr(), live, value) };
         for (l, &x) in lanes.iter().enumerate().take(live) {
             // SAFETY: `l < live`, so column `col + l` is in the view (contract).
-            unsafe { at.wrapping_offset(l as isize * stride).write(x) };
+            unsafe { at.wrapping_offset(l as isize * self.col_stride).write(x) };
         }
     }
 }

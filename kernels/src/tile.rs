@@ -29,7 +29,9 @@ pub(crate) enum Ask<T> {
     /// A line at each step of depth, in the second-level cache.
     Line(Operand<*const T>),
     /// So many elements behind each vector of the right operand, in the first-level cache. Tiles abreast ask for nothing.
-    Behind(isize),
+    First(isize),
+    /// The same in the second-level cache.
+    Second(isize),
 }
 
 /// Where one operand of a run of tiles is, in elements.
@@ -97,10 +99,15 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
                     line.at = line.at.wrapping_offset(line.jump);
                     acc
                 }
-                Ask::Behind(distance) => {
+                Ask::First(distance) => {
                     let behind = Operand { at: lanes.at.wrapping_offset(*distance), ..lanes };
                     // SAFETY: as above.
-                    unsafe { accumulate::<T, S, R, V, VECTORS>(simd, acc, rows, lanes, depth, behind) }
+                    unsafe { accumulate::<T, S, R, V, FIRST>(simd, acc, rows, lanes, depth, behind) }
+                }
+                Ask::Second(distance) => {
+                    let behind = Operand { at: lanes.at.wrapping_offset(*distance), ..lanes };
+                    // SAFETY: as above.
+                    unsafe { accumulate::<T, S, R, V, SECOND>(simd, acc, rows, lanes, depth, behind) }
                 }
             };
             // SAFETY: contract 3 of `run`.
@@ -167,10 +174,12 @@ unsafe fn abreast<T: Real, S: Vector<T>, const R: usize, const V: usize, const N
     }
 }
 
-/// What [`accumulate`] asks for at each step of depth: nothing, a line in the second-level cache, as many vectors as the tile has in the first-level cache.
+/// What [`accumulate`] asks for at each step of depth: nothing, a line in the second-level cache, as many vectors as the tile has in the first-level
+/// cache, as many in the second-level one.
 pub(crate) const NOTHING: u8 = 0;
 const LINE: u8 = 1;
-const VECTORS: u8 = 2;
+const FIRST: u8 = 2;
+const SECOND: u8 = 3;
 
 /// Adds the products of a tile to its sums, in registers.
 ///
@@ -203,7 +212,8 @@ pub(crate) unsafe fn accumulate<T: Real, S: Vector<T>, const R: usize, const V: 
         }
         match ASK {
             LINE => arch::prefetch_second(asked),
-            VECTORS => (0..V).for_each(|v| arch::prefetch(asked.wrapping_add(v * S::LANES))),
+            FIRST => (0..V).for_each(|v| arch::prefetch(asked.wrapping_add(v * S::LANES))),
+            SECOND => (0..V).for_each(|v| arch::prefetch_second(asked.wrapping_add(v * S::LANES))),
             _ => {}
         }
         asked = asked.wrapping_offset(ask.step);
