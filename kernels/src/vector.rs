@@ -78,8 +78,8 @@ pub trait Real:
     /// Runs `kernel` under `isa`; called by [`Isa::run`].
     fn enter<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output;
 
-    /// The kernels of this type. A static behind a function that is not generic: they are compiled once, in this crate, whatever crate
-    /// and profile a generic caller is compiled in.
+    /// The kernels of this type. Behind a function that is not generic and never inlined they are compiled once, in this crate, whatever crate and
+    /// profile a generic caller is compiled in; and not for the unit tests of this crate, which as a static they would be.
     #[doc(hidden)]
     fn kernels() -> &'static Kernels<Self>;
 }
@@ -296,9 +296,9 @@ macro_rules! vectors {
             fn to_bits(self) -> u64 {
                 u64::from($t::to_bits(self))
             }
+            #[inline(never)]
             fn kernels() -> &'static Kernels<Self> {
-                static KERNELS: Kernels<$t> = Kernels::new();
-                &KERNELS
+                const { &Kernels::new() }
             }
 
             #[inline(always)]
