@@ -718,8 +718,8 @@ impl<'a, T: Real> Work<'a, T> {
     fn ask(&self, lanes: Operand<*const T>, deep: usize, (band, bands): (usize, usize), alike: usize) -> Ask<T> {
         let is_far = self.depth * self.n * size_of::<T>() > FAR;
         match self.lanes {
-            // 48 steps of depth ahead for up to four samples, 96 from eight on, which take as much time. More samples leave what comes to the first-level
-            // cache no time to get there, but would block its few places for lines on their way.
+            // 48 steps of depth ahead for up to four samples, 96 from eight on, which take as much time. From seven on in the second-level cache: lines on
+            // their way to the first-level one would block its few places.
             Lanes::Packed(_) if bands <= 2 => match (12 * self.m.clamp(4, 8) * self.width) as isize {
                 ahead if is_far && band == 0 && self.m <= 6 => Ask::First(ahead),
                 ahead if is_far && band == 0 => Ask::Second(ahead),
