@@ -984,7 +984,9 @@ impl<T: Real> Kernel<T> for Softmax<'_, T> {
             for (out, x) in out_blocks.iter_mut().zip(blocks) {
                 map_in(simd, Shifted { peak }, out, x);
                 sum.add(out.as_chunks().0);
-                divide(simd, before.next_back(), divisor);
+                if let Some(terms) = before.next_back() {
+                    divide(simd, terms, divisor);
+                }
             }
             let mut terms = Lines([T::ZERO; BLOCK]);
             Shifted { peak }.end(simd, &mut terms, end, &mut sum);
@@ -1000,14 +1002,14 @@ impl<T: Real> Kernel<T> for Softmax<'_, T> {
                 before = out_blocks.iter_mut();
             }
         }
-        before.for_each(|terms| divide(simd, Some(terms), divisor));
+        before.for_each(|terms| divide(simd, terms, divisor));
     }
 }
 
 /// Whole vectors of terms by their sum.
 #[inline(always)]
-fn divide<T: Real, S: Vector<T>>(simd: S, terms: Option<&mut [T; BLOCK]>, sum: S::V) {
-    for term in terms.into_iter().flat_map(|terms| S::as_vectors_mut(terms).0) {
+fn divide<T: Real, S: Vector<T>>(simd: S, terms: &mut [T; BLOCK], sum: S::V) {
+    for term in S::as_vectors_mut(terms).0 {
         *term = simd.div(*term, sum);
     }
 }
@@ -1069,7 +1071,9 @@ impl<T: Real> Kernel<T> for ShortSoftmax<'_, T> {
 pub fn softmax<T: Real>(isa: Isa, out: &mut [T], x: &[T]) -> Result<(), LengthMismatch> {
     check_lengths(out, x)?;
     let n = x.len();
-    softmax_rows(isa, MatMut::from_row_major_slice_mut(out, 1, n), MatRef::from_row_major_slice(x, 1, n));
+    let (out, x) = (MatMut::from_row_major_slice_mut(out, 1, n), MatRef::from_row_major_slice(x, 1, n));
+    let (out, x) = (out.try_as_row_major_mut(), x.try_as_row_major());
+    (T::kernels().softmax)(isa, out.expect("a slice is contiguous"), x.expect("a slice is contiguous"));
     Ok(())
 }
 

@@ -291,7 +291,7 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
             for r in 0..R {
                 for v in 0..V {
                     let col = self.col + (t * V + v) * S::LANES;
-                    // SAFETY: the epilogue fits the product, the tile is in it and ours, and `takes_tiles` has asked for unit columns.
+                    // SAFETY: the epilogue fits the product, the tile is in it and ours, and `time` has asked for unit columns.
                     unsafe { self.epilogue.apply::<S, true>(simd, sums[r][v], self.row + r, col, S::LANES) };
                 }
             }
