@@ -606,18 +606,32 @@ fn check_lengths<T>(out: &[T], x: &[T]) -> Result<(), LengthMismatch> {
 
 /// A function of one vector. A trait and not a closure: a closure called for the body and for the tail is not inlined.
 pub(crate) trait Pointwise<T: Real>: Copy {
+    /// Vectors in lockstep, [`CHAINED`] or [`SPARING`].
+    const ABREAST: usize = CHAINED;
+
     fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V;
 }
 
 /// Vectors in lockstep: registers are spilled, but with fewer vectors the units wait for results.
 const CHAINED: usize = 8;
 
+/// As many as do without most of the spills: right where one vector has many operations that do not wait for each other.
+const SPARING: usize = 4;
+
 /// `out = f(x)`, whole vectors and then the tail; the lengths are equal.
 #[inline(always)]
 pub(crate) fn map_in<T: Real, S: Vector<T>, F: Pointwise<T>>(simd: S, f: F, out: &mut [T], x: &[T]) {
+    match F::ABREAST {
+        SPARING => map_abreast::<T, S, F, SPARING>(simd, f, out, x),
+        _ => map_abreast::<T, S, F, CHAINED>(simd, f, out, x),
+    }
+}
+
+#[inline(always)]
+fn map_abreast<T: Real, S: Vector<T>, F: Pointwise<T>, const N: usize>(simd: S, f: F, out: &mut [T], x: &[T]) {
     let (body, tail) = S::as_vectors(x);
     let (out_body, out_tail) = S::as_vectors_mut(out);
-    let ((groups, last), (out_groups, out_last)) = (body.as_chunks::<CHAINED>(), out_body.as_chunks_mut::<CHAINED>());
+    let ((groups, last), (out_groups, out_last)) = (body.as_chunks::<N>(), out_body.as_chunks_mut::<N>());
     for (out, &x) in out_groups.iter_mut().zip(groups) {
         *out = f.at(Lockstep(simd), x);
     }
@@ -665,10 +679,12 @@ pub enum Function {
 }
 
 macro_rules! pointwise {
-    ($($name:ident = $function:ident;)*) => { $(
+    ($($name:ident = $function:ident, $abreast:ident;)*) => { $(
         #[derive(Clone, Copy)]
         struct $name;
         impl<T: Real> Pointwise<T> for $name {
+            const ABREAST: usize = $abreast;
+
             #[inline(always)]
             fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
                 $function(simd, x)
@@ -678,10 +694,10 @@ macro_rules! pointwise {
 }
 
 pointwise! {
-    Exp = exp;
-    Expm1Neg = expm1_neg;
-    Tanh = tanh;
-    Sigmoid = sigmoid;
+    Exp = exp, SPARING;
+    Expm1Neg = expm1_neg, CHAINED;
+    Tanh = tanh, CHAINED;
+    Sigmoid = sigmoid, CHAINED;
 }
 
 impl Function {
@@ -780,6 +796,8 @@ struct Shifted<T> {
 }
 
 impl<T: Real> Pointwise<T> for Shifted<T> {
+    const ABREAST: usize = SPARING;
+
     #[inline(always)]
     fn at<S: Arithmetic<T>>(self, simd: S, x: S::V) -> S::V {
         exp_shifted(simd, x, simd.splat(self.peak))

@@ -85,6 +85,11 @@ struct Way {
 }
 
 impl Way {
+    /// At random. Cases are drawn from another sequence: they may not depend on how many instruction sets the machine has.
+    fn drawn(isa: Isa, threads: usize, ways: &mut SplitMix64) -> Self {
+        Self { isa, threads, offset: ways.below(OFFSETS as u64) as usize, choice: ways.bits() }
+    }
+
     /// An offset for operand `number`.
     fn offset_of(&self, number: usize) -> usize {
         (self.offset + 11 * number) % OFFSETS
@@ -405,7 +410,7 @@ fn products<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut seen = [[false; OFFSETS]; 2];
     // Any sequence without a pattern, the same in every run.
-    let mut random = SplitMix64::new(5);
+    let mut ways = SplitMix64::new(5);
     for kind in Kind::all() {
         let mut line = Line::new::<T>(&format!("product/{}", kind.name()));
         for number in 0..SMALL + LARGE {
@@ -414,13 +419,8 @@ fn products<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
             assert_eq!(is_large, problem.flops() >= SEQUENTIAL, "large products are shared out, small ones are not");
             let mut hashes = Vec::new();
             for isa in Isa::available() {
-                for way in 0..if is_large { THREADS.len() } else { WAYS } {
-                    let way = Way {
-                        isa,
-                        threads: THREADS[way % 7],
-                        offset: random.below(OFFSETS as u64) as usize,
-                        choice: random.bits(),
-                    };
+                for number in 0..if is_large { THREADS.len() } else { WAYS } {
+                    let way = Way::drawn(isa, THREADS[number % 7], &mut ways);
                     let pool = &pools[THREADS.iter().position(|&threads| threads == way.threads).expect("a pool for each")];
                     seen[usize::from(is_large)][way.offset] = true;
                     hashes.push((way, problem.hash(way, pool)));
@@ -437,7 +437,7 @@ fn products<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
 /// Sweeps over a matrix with contiguous rows; the last [`LARGE`] have several parts.
 fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     let mut lines = ["gram", "abs-gram", "image", "scan", "wide-gram"].map(|name| Line::new::<T>(&name));
-    let mut random = SplitMix64::new(6);
+    let (mut random, mut ways) = (SplitMix64::new(6), SplitMix64::new(106));
     for number in 0..SMALL + LARGE {
         let (m, n) = match number.checked_sub(SMALL) {
             None => (random.below(40) as usize + 1, random.below(300) as usize + 1),
@@ -452,7 +452,7 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
         let mut hashes = [const { Vec::new() }; 5];
         for isa in Isa::available() {
             for (pool, threads) in pools.iter().zip(THREADS) {
-                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let way = Way::drawn(isa, threads, &mut ways);
                 let padding = [0, 3][way.choose(0, 2) as usize];
                 let placed = |k, grid| Placed::new(grid, way.offset_of(k), false, padding);
                 let (at_a, at_x, mut y) = (placed(0, &a), placed(1, &x), placed(2, &x));
@@ -483,7 +483,7 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
 /// Updates with products; the last [`LARGE`] are shared out over threads.
 fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
     let mut line = Line::new::<T>(&"online");
-    let mut random = SplitMix64::new(9);
+    let (mut random, mut ways) = (SplitMix64::new(9), SplitMix64::new(109));
     for number in 0..SMALL + LARGE {
         let (m, n) = if number < SMALL { (random.below(40) as usize + 1, random.below(90) as usize + 1) } else { (515, 1030) };
         let grid = |k: u64| Grid::<T>::random(m, n, Family::ALL[number as usize % 6], 10 * number + k);
@@ -495,7 +495,7 @@ fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
         let mut hashes = Vec::new();
         for isa in Isa::available() {
             for (pool, threads) in pools.iter().zip(THREADS) {
-                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let way = Way::drawn(isa, threads, &mut ways);
                 let (mut weights, mut momentum) = (way.placed(0, &weights), way.placed(1, &momentum));
                 let [diff, mean, next] =
                     [(2, &diff), (3, &mean), (4, &next)].map(|(k, row)| Placed::new(row, way.offset_of(k), false, 0));
@@ -518,7 +518,7 @@ fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
 /// Sparse products, and updates of sparse weights; the last [`LARGE`] are shared out over threads.
 fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
     let mut lines = ["gram", "forward", "update"].map(|name| Line::new::<T>(&format!("sparse/{name}")));
-    let mut random = SplitMix64::new(7);
+    let (mut random, mut ways) = (SplitMix64::new(7), SplitMix64::new(107));
     for number in 0..SMALL + LARGE {
         let (m, n) = match number.checked_sub(SMALL) {
             None => (random.below(200) as usize + 1, random.below(90) as usize + 1),
@@ -541,7 +541,7 @@ fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
         let mut hashes = [const { Vec::new() }; 3];
         for isa in Isa::available() {
             for (pool, threads) in pools.iter().zip(THREADS) {
-                let way = Way { isa, threads, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let way = Way::drawn(isa, threads, &mut ways);
                 let (x, t) = (way.placed(0, &below), way.placed(1, &above));
                 let (mut y, mut out, mut squares) = (way.placed(2, &below), way.placed(3, &above), vec![0.0; p]);
                 let (mut changed, mut momentum) = (matrix.clone(), vec![T::ZERO; indices.len()]);
@@ -572,7 +572,7 @@ fn sparse_lines<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
 /// Products with some rows of a matrix, a lower triangle every other time, or with some rows and columns; and inner products.
 fn selections<T: Scalar>() -> Vec<Line> {
     let mut lines = ["selected", "crossing", "inner"].map(|name| Line::new::<T>(&name));
-    let mut random = SplitMix64::new(8);
+    let (mut random, mut ways) = (SplitMix64::new(8), SplitMix64::new(108));
     for number in 0..SMALL {
         let (m, n, height) = (random.below(30) as usize + 1, random.below(300) as usize + 1, random.below(200) as usize + 1);
         let (lower, family) = (number % 2 == 1, Family::ALL[number as usize % 6]);
@@ -588,7 +588,7 @@ fn selections<T: Scalar>() -> Vec<Line> {
         let mut hashes = [const { Vec::new() }; 3];
         for isa in Isa::available() {
             for _ in 0..WAYS {
-                let way = Way { isa, threads: 1, offset: random.below(OFFSETS as u64) as usize, choice: random.bits() };
+                let way = Way::drawn(isa, 1, &mut ways);
                 let placed =
                     |k: usize, grid| Placed::new(grid, way.offset_of(k), false, [0, 3][way.choose(k as u32, 2) as usize]);
                 let (at_w, at_start, mut out) = (placed(0, &matrix), placed(1, &start), placed(2, &start));
