@@ -54,14 +54,14 @@ rayon = "1.10"
 """
 
 
-def build(name, source):
-    """A library of that source around the crates. PEERS_TARGET keeps the build between runs."""
+def build(name, source, root=ROOT):
+    """A library of that source around the crates of a tree. PEERS_TARGET keeps the build between runs."""
     with tempfile.TemporaryDirectory() as folder:
         crate = pathlib.Path(folder)
         (crate / "src").mkdir()
-        (crate / "Cargo.toml").write_text(MANIFEST.format(root=ROOT, name=name))
+        (crate / "Cargo.toml").write_text(MANIFEST.format(root=root, name=name))
         (crate / "src/lib.rs").write_text(source)
-        (crate / "Cargo.lock").write_bytes((ROOT / "Cargo.lock").read_bytes())
+        (crate / "Cargo.lock").write_bytes((root / "Cargo.lock").read_bytes())
         target = pathlib.Path(os.environ.get("PEERS_TARGET", crate / "target"))
         subprocess.run(["cargo", "build", "--release", "--quiet", "--target-dir", target], cwd=crate, check=True)
         return C.CDLL(str(target / f"release/libpeers_{name}.so"))  # stays mapped when the folder goes
@@ -160,8 +160,8 @@ class Library:
     YARDSTICKS = ("flop_f32", "flop_f64", "flop_tile", "pass")
     ORDERS = ((1, 0), (1, 256), (2, 0), (4, 0), (4, 256))  # streams of an array, and how far ahead it is fetched
 
-    def __init__(self):
-        self.library = build("lines", (pathlib.Path(__file__).parent / "library.rs").read_text())
+    def __init__(self, root=ROOT, name="lines"):
+        self.library = build(name, (root / "benches/peers/library.rs").read_text(), root)
         known = threads_of_process()
         self.library.start(C.c_size_t(THREADS))
         if THREADS > 1:

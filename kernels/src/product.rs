@@ -621,7 +621,7 @@ impl<'a, T: Real> Work<'a, T> {
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
                         let tiles =
                             Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
-                        let far = self.m * self.n * size_of::<T>() > FAR;
+                        let far = is_far::<T>(self.m, self.n);
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
                         unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0, far) };
@@ -716,31 +716,32 @@ impl<'a, T: Real> Work<'a, T> {
 
     /// What to ask for while band `band` of `bands` meets `alike` panels and those after it meet them: what comes after these, if it may be far away.
     fn ask(&self, lanes: Operand<*const T>, deep: usize, (band, bands): (usize, usize), alike: usize) -> Ask<T> {
-        let is_far = self.depth * self.n * size_of::<T>() > FAR;
+        let (is_far, is_first_of_few) = (is_far::<T>(self.depth, self.n), band == 0 && bands <= 2);
         match self.lanes {
             // 48 steps of depth ahead for up to four samples, 96 from eight on, which take as much time. From seven on in the second-level cache: lines on
             // their way to the first-level one would block its few places.
-            Lanes::Packed(_) if bands <= 2 => match (12 * self.m.clamp(4, 8) * self.width) as isize {
-                ahead if is_far && band == 0 && self.m <= 6 => Ask::First(ahead),
-                ahead if is_far && band == 0 => Ask::Second(ahead),
-                _ => Ask::Nothing,
+            Lanes::Packed(_) if is_far && is_first_of_few => match (12 * self.m.clamp(4, 8) * self.width) as isize {
+                ahead if self.m <= 6 => Ask::First(ahead),
+                ahead => Ask::Second(ahead),
             },
-            Lanes::Packed(_) if alike == 1 => {
+            Lanes::Packed(_) if bands > 2 && alike == 1 => {
                 // They lie behind these: all of them, evenly over the steps of depth of all bands.
                 let step = self.width.div_ceil(bands);
                 let at = lanes.at.wrapping_add((deep * self.width) + band * step * deep);
                 Ask::Line(Operand { at, row: 0, step: step as isize, jump: (step * deep) as isize })
             }
-            // The next panel, of which each row is a stream of its own.
-            Lanes::View(view) if bands <= 2 && lanes.step == view.row_stride() && is_far => match band {
-                0 => Ask::Second(self.width as isize),
-                _ => Ask::Nothing,
-            },
-            Lanes::View(view) if bands >= 3 && lanes.step == view.row_stride() && is_far => {
-                // A line of each row for the first band, the next line for the next.
-                let line = 64 / size_of::<T>();
-                let at = lanes.at.wrapping_add(alike * self.width + band * line);
-                Ask::Line(Operand { at, row: 0, step: lanes.step, jump: line as isize })
+            Lanes::View(view) if is_far && lanes.step == view.row_stride() => {
+                if bands > 2 {
+                    // A line of each row for the first band, the next line for the next.
+                    let line = 64 / size_of::<T>();
+                    let at = lanes.at.wrapping_add(alike * self.width + band * line);
+                    Ask::Line(Operand { at, row: 0, step: lanes.step, jump: line as isize })
+                } else if is_first_of_few {
+                    // The next panel, of which each row is a stream of its own.
+                    Ask::Second(self.width as isize)
+                } else {
+                    Ask::Nothing
+                }
             }
             _ => Ask::Nothing,
         }
@@ -801,8 +802,10 @@ impl<'a, T: Real> Work<'a, T> {
     }
 }
 
-/// Bytes of a matrix from which on it is taken to come from memory.
-const FAR: usize = 1 << 23;
+/// Whether a matrix is so large that it is taken to come from memory.
+fn is_far<T>(rows: usize, cols: usize) -> bool {
+    rows * cols * size_of::<T>() > 1 << 23
+}
 
 /// Bands of rows between which some of the next piece is asked for.
 const ASKED: usize = 4;

@@ -127,11 +127,12 @@ unsafe impl GlobalAlloc for Guarding {
             // SAFETY: passed on; `alloc` took the same branch for this layout: what is made within `fenced` is freed there or not at all.
             return unsafe { System.dealloc(buffer, layout) };
         }
-        // The buffer begins on the first page of its stretch. One that finds no place here is never used again.
-        let stretch = buffer.expose_provenance() / PAGE * PAGE;
+        // Where `alloc` found its stretch, which need not be at a multiple of `PAGE`. One that finds no place here is never used again.
+        let pages = Self::pages(layout);
+        let stretch = buffer.expose_provenance() + layout.size() - pages * PAGE;
         let mut free = FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(place) = free.iter_mut().find(|place| place.is_none()) {
-            *place = Some((stretch, Self::pages(layout)));
+            *place = Some((stretch, pages));
         }
     }
 }
