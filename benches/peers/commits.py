@@ -30,8 +30,8 @@ def weights(random, m, n):
 def operands(what, shape):
     """The constructor in `library.rs` and its arguments; arrays are the same for both trees."""
     random = np.random.default_rng(0)
-    *widths, numbers = shape.partition("x") if "-" in shape else ("", shape)
-    n = [int(number) for number in numbers.split("x")]
+    widths, _, rest = shape.partition("x") if "-" in shape else ("", "", shape)
+    n = [int(number) for number in rest.split("x")]
     if what in UPDATES:
         m, k, batch = n
         dtype = np.float64 if what == "update-f64" else np.float32
@@ -39,8 +39,8 @@ def operands(what, shape):
         np.abs(state[2], out=state[2])
         factors = normal(random, batch, m, dtype=dtype), normal(random, batch, k, dtype=dtype)
         # Rates so small that weights stay what they are over any number of calls.
-        numbers = sizes(m, k, batch, UPDATES[what]), pointers(*state), pointers(*factors), doubles(1e-3, 1e-6, -1.0 / batch, 10)
-        return f"update_{'f64' if what == 'update-f64' else 'f32'}", numbers, (state, factors)
+        arguments = sizes(m, k, batch, UPDATES[what]), pointers(*state), pointers(*factors), doubles(1e-3, 1e-6, -1.0 / batch, 10)
+        return f"update_{'f64' if what == 'update-f64' else 'f32'}", arguments, (state, factors)
     if what == "online":
         m, k = n
         arrays = weights(random, m, k), normal(random, m), normal(random, k), normal(random, k), aligned(m)
@@ -70,7 +70,7 @@ def operands(what, shape):
         function = C.c_size_t(FUNCTIONS.index(what))
         return "elementary", (function, C.c_size_t(rows), C.c_size_t(columns), *map(at, arrays)), arrays
     if what in ("step", "back-propagation", "predict"):
-        widths = [int(width) for width in widths[0].split("-")]
+        widths = [int(width) for width in widths.split("-")]
         batch, rounds = n[0], -1 if what == "back-propagation" else (n + [0])[1]
         arrays = [weights(random, b, a) for a, b in zip(widths, widths[1:])]
         x, out = normal(random, batch, widths[0], scale=0.3), aligned(batch, widths[-1])
