@@ -419,8 +419,8 @@ fn products<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
             assert_eq!(is_large, problem.flops() >= SEQUENTIAL, "large products are shared out, small ones are not");
             let mut hashes = Vec::new();
             for isa in Isa::available() {
-                for number in 0..if is_large { THREADS.len() } else { WAYS } {
-                    let way = Way::drawn(isa, THREADS[number % 7], &mut ways);
+                for turn in 0..if is_large { THREADS.len() } else { WAYS } {
+                    let way = Way::drawn(isa, THREADS[turn % 7], &mut ways);
                     let pool = &pools[THREADS.iter().position(|&threads| threads == way.threads).expect("a pool for each")];
                     seen[usize::from(is_large)][way.offset] = true;
                     hashes.push((way, problem.hash(way, pool)));
