@@ -199,6 +199,11 @@ unsafe impl<T: Real> Apply<T> for Store<'_, T> {
     }
 
     #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.out.prefetch::<SECOND>(row, col);
+    }
+
+    #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
         unsafe { self.out.store::<S, UNIT>(simd, row, col, live, simd.mul(simd.splat(self.scale), sums)) };
@@ -219,6 +224,11 @@ unsafe impl<T: Real> Apply<T> for Accumulate<'_, T> {
 
     fn is_unit(&self) -> bool {
         self.out.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.out.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]
@@ -260,6 +270,11 @@ unsafe impl<T: Real> Apply<T> for Drive<'_, T> {
     }
 
     #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.drive.prefetch::<SECOND>(row, col);
+    }
+
+    #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
         unsafe { self.store::<S, UNIT>(simd, sums, row, col, live) };
@@ -281,6 +296,12 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Forward<'_, T, A> {
 
     fn is_unit(&self) -> bool {
         self.drive.is_unit() && self.mean.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.drive.prefetch::<SECOND>(row, col);
+        self.mean.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]
@@ -328,6 +349,22 @@ impl<T: Real> Feed<'_, T> {
         match self {
             Feed::Above { drive, feedback } => drive.is_unit() && feedback.is_none_or(Target::is_unit),
             Feed::Below { drive, feedback } => drive.is_unit() && feedback.is_unit(),
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        match self {
+            Feed::Above { drive, feedback } => {
+                drive.prefetch::<SECOND>(row, col);
+                if let Some(feedback) = feedback {
+                    feedback.prefetch::<SECOND>(row, col);
+                }
+            }
+            Feed::Below { drive, feedback } => {
+                drive.prefetch::<SECOND>(row, col);
+                feedback.prefetch::<SECOND>(row, col);
+            }
         }
     }
 
@@ -407,6 +444,13 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
     }
 
     #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.feed.prefetch::<SECOND>(row, col);
+        self.mean.prefetch::<SECOND>(row, col);
+        self.diff.prefetch::<SECOND>(row, col);
+    }
+
+    #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
         let (a, v) = unsafe { self.feed.take::<S, UNIT>(simd, sums, row, col, live) };
@@ -440,6 +484,11 @@ unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
 
     fn is_unit(&self) -> bool {
         self.dyad.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.dyad.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]
@@ -483,6 +532,12 @@ unsafe impl<T: Real, A: Activate> Apply<T> for Derivative<'_, T, A> {
     }
 
     #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.drive.prefetch::<SECOND>(row, col);
+        self.diff.prefetch::<SECOND>(row, col);
+    }
+
+    #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: contract of `apply`.
         let drive = unsafe { self.drive.load::<S, UNIT>(simd, row, col, live) };
@@ -506,6 +561,12 @@ unsafe impl<T: Real> Apply<T> for Masked<'_, T> {
 
     fn is_unit(&self) -> bool {
         self.slope.is_unit() && self.out.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.slope.prefetch::<SECOND>(row, col);
+        self.out.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]

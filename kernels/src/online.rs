@@ -9,12 +9,12 @@
 //! ```
 //!
 //! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
-//! side by side. Runs are long, since rows often lie whole pages apart, and a load waits for stores before it that look alike in a page.
+//! side by side; nothing is asked for beside that, which would cost a tenth. Runs are long, since rows often lie whole pages apart, and a load
+//! waits for stores before it that look alike in a page.
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descend, Descent, Rule};
-use crate::product::AHEAD;
 use crate::strided::Input;
 use crate::threads;
 use crate::vector::{Real, Vector};
@@ -268,7 +268,6 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                     sum[k] = simd.mul_add(zero, zero, sum[k]);
                     continue;
                 }
-                self.epilogue.prefetch::<UNIT>(row, col + AHEAD * S::LANES);
                 // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
                 // `col + live ≤ n` (contract).
                 let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff, s[v][k], zero), row, col, live) };

@@ -232,6 +232,11 @@ unsafe impl<T: Real> Apply<T> for Step<'_, T> {
     }
 
     #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.weights.prefetch::<SECOND>(row, col);
+    }
+
+    #[inline(always)]
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: passed on.
         unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
@@ -262,18 +267,13 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
         self.0.fits(rows, cols)
     }
 
-    #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
-        self.0.weights.prefetch::<UNIT>(row, col);
-    }
-
-    #[inline(always)]
-    fn prefetch_second<const UNIT: bool>(&self, row: usize, col: usize) {
-        self.0.weights.prefetch_second::<UNIT>(row, col);
-    }
-
     fn is_unit(&self) -> bool {
         self.0.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.0.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]
@@ -310,14 +310,14 @@ unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
         self.step.fits(rows, cols) && self.momentum.shape() == (rows, cols)
     }
 
-    #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
-        self.step.weights.prefetch::<UNIT>(row, col);
-        self.momentum.prefetch::<UNIT>(row, col);
-    }
-
     fn is_unit(&self) -> bool {
         self.step.is_unit() && self.momentum.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.step.prefetch::<SECOND>(row, col);
+        self.momentum.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]
@@ -367,15 +367,15 @@ unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
         self.step.fits(rows, cols) && [self.first.shape(), self.second.shape()] == [(rows, cols); 2]
     }
 
-    #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, row: usize, col: usize) {
-        self.step.weights.prefetch::<UNIT>(row, col);
-        self.first.prefetch::<UNIT>(row, col);
-        self.second.prefetch::<UNIT>(row, col);
-    }
-
     fn is_unit(&self) -> bool {
         self.step.is_unit() && self.first.is_unit() && self.second.is_unit()
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.step.prefetch::<SECOND>(row, col);
+        self.first.prefetch::<SECOND>(row, col);
+        self.second.prefetch::<SECOND>(row, col);
     }
 
     #[inline(always)]

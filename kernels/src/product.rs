@@ -14,6 +14,8 @@
 //!
 //! No constant of it and no number of threads changes a bit: every sum is one chain of fused multiply-adds in ascending depth.
 
+use core::ops::Range;
+
 use faer::{MatRef, Par, RowRef};
 
 use crate::arch;
@@ -40,13 +42,8 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// Whether the columns of all operands are contiguous.
     fn is_unit(&self) -> bool;
 
-    /// Asks for the operands of element `(row, col)`, which need not exist; for epilogues that read what they write.
-    #[inline(always)]
-    fn prefetch<const UNIT: bool>(&self, _row: usize, _col: usize) {}
-
-    /// The same in the second-level cache; for epilogues that meet sums in registers.
-    #[inline(always)]
-    fn prefetch_second<const UNIT: bool>(&self, _row: usize, _col: usize) {}
+    /// Asks for the operands of element `(row, col)`, which need not exist, as [`Target::prefetch`](crate::strided::Target::prefetch) does.
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize);
 
     /// Takes the sums of elements `col..col + live` of row `row`.
     ///
@@ -75,6 +72,9 @@ pub(crate) trait Finish<T: Real>: Sync {
 
     /// [`Apply::TIME`], if the columns are contiguous.
     fn time(&self) -> Time;
+
+    /// Asks in the second-level cache for what the sums of these rows and columns are to meet, if columns are contiguous.
+    fn ask(&self, rows: Range<usize>, cols: Range<usize>);
 
     /// Applies the epilogue to what it has not met of a block.
     ///
@@ -127,6 +127,19 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
 
     fn time(&self) -> Time {
         if self.is_unit() { A::TIME } else { Time::Afterwards }
+    }
+
+    fn ask(&self, rows: Range<usize>, cols: Range<usize>) {
+        if !self.is_unit() {
+            return;
+        }
+        // The last element of each line: where rows do not begin with a line, the first ones came with the columns before.
+        let line = 64 / size_of::<T>();
+        for row in rows {
+            for col in cols.clone().step_by(line) {
+                self.prefetch::<true>(row, (col + line).min(cols.end) - 1);
+            }
+        }
     }
 
     unsafe fn finish(&self, isa: Isa, sums: &Sums<'_, T>) {
@@ -203,7 +216,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                     rest -= deep;
                     for &sums in vectors {
                         let col = j0 + v * S::LANES;
-                        self.epilogue.prefetch::<true>(next, col.wrapping_add(shift));
+                        self.epilogue.prefetch::<false>(next, col.wrapping_add(shift));
                         // SAFETY: contract of `Finish::finish_beside`: vector `v` of row `row` is one of the block that has not met the epilogue,
                         // and columns are contiguous.
                         unsafe { self.epilogue.apply::<S, true>(simd, sums, i0 + row, col, S::LANES) };
@@ -280,9 +293,9 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
                 for r in 0..R {
                     let (row, col) = (next + r, self.col + (tile * V + v) * S::LANES);
                     if second {
-                        self.epilogue.prefetch_second::<true>(row, col);
-                    } else {
                         self.epilogue.prefetch::<true>(row, col);
+                    } else {
+                        self.epilogue.prefetch::<false>(row, col);
                     }
                 }
             }
@@ -312,9 +325,10 @@ pub enum Rows<'a, T> {
 /// The right operand, `depth × n`: its columns are the lanes of the vectors.
 #[derive(Clone, Copy, Debug)]
 pub enum Lanes<'a, T> {
-    /// Read where it is if its columns have unit stride, else packed block by block.
+    /// Read where it is if its columns have unit stride, else packed block by block; each block of a large one is asked for while the one before
+    /// is worked on.
     View(MatRef<'a, T>),
-    /// Packed block by block, each asked for while the last one is worked on: right for an operand that is far away, if many rows meet each block.
+    /// Packed and asked for like that whatever its strides: right for an operand that is far away, if many rows meet each block.
     Piecewise(MatRef<'a, T>),
     /// Packed beforehand.
     Packed(&'a Panels<T>),
@@ -621,7 +635,7 @@ impl<'a, T: Real> Work<'a, T> {
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
                         let tiles =
                             Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
-                        let far = is_far::<T>(self.m, self.n);
+                        let far = bytes::<T>(self.m, self.n) > MEMORY;
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
                         unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0, far) };
@@ -642,7 +656,7 @@ impl<'a, T: Real> Work<'a, T> {
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
                         part.done = unsafe { self.epilogue.finish_beside(self.isa, &tiles, &sums, part.cols < self.n) };
                     }
-                    _ => self.tiles(self.piece_after(p0, j0), p0, deep, i0, height, lanes, (cols, alike), to, stride),
+                    _ => self.tiles(self.piece_after(p0, j0), p0, deep, (i0, j0), height, lanes, (cols, alike), to, stride),
                 }
                 panel += alike;
             }
@@ -657,14 +671,14 @@ impl<'a, T: Real> Work<'a, T> {
         None
     }
 
-    /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns, the first of them at `lanes`, over one block of depth.
+    /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns from `j0`, the first of them at `lanes`, over one block of depth.
     #[expect(clippy::too_many_arguments, reason = "a piece of a product in three dimensions")]
     fn tiles(
         &self,
         next: Option<MatRef<'_, T>>,
         p0: usize,
         deep: usize,
-        i0: usize,
+        (i0, j0): (usize, usize),
         height: usize,
         lanes: Operand<*const T>,
         (cols, alike): (usize, usize),
@@ -699,13 +713,24 @@ impl<'a, T: Real> Work<'a, T> {
         }
         for panel in 0..alike {
             let lanes = Operand { at: lanes.at.wrapping_offset(panel as isize * lanes.jump), ..lanes };
-            // What is to be packed next is asked for a few rows at a time.
-            let bands = if next.is_some() { ASKED } else { whole };
+            // What the epilogue meets soon and what is packed next is asked for a few rows at a time.
+            let meets_soon = p0 + deep == self.depth && self.meets_far();
+            let bands = if meets_soon {
+                1
+            } else if next.is_some() {
+                ASKED
+            } else {
+                whole
+            };
             for band in (0..whole).step_by(bands.max(1)) {
+                let share = |rows: usize| rows * band / whole..rows * (band + bands).min(whole) / whole;
+                if meets_soon {
+                    let (rows, col) = (share(height), j0 + panel * self.width);
+                    self.epilogue.ask(i0 + rows.start..i0 + rows.end, col..col + cols);
+                }
                 run(band * self.mr, self.mr, bands.min(whole - band), true, lanes, panel);
                 if let Some(next) = next {
-                    let rows = next.nrows() * band / whole..next.nrows() * (band + ASKED).min(whole) / whole;
-                    rows.for_each(|row| prefetch(next.row(row)));
+                    share(next.nrows()).for_each(|row| prefetch(next.row(row)));
                 }
             }
             if rest > 0 {
@@ -716,11 +741,11 @@ impl<'a, T: Real> Work<'a, T> {
 
     /// What to ask for while band `band` of `bands` meets `alike` panels and those after it meet them: what comes after these, if it may be far away.
     fn ask(&self, lanes: Operand<*const T>, deep: usize, (band, bands): (usize, usize), alike: usize) -> Ask<T> {
-        let (is_far, is_first_of_few) = (is_far::<T>(self.depth, self.n), band == 0 && bands <= 2);
+        let (bytes, is_first_of_few) = (bytes::<T>(self.depth, self.n), band == 0 && bands <= 2);
         match self.lanes {
             // 48 steps of depth ahead for up to four samples, 96 from eight on, which take as much time. From seven on in the second-level cache: lines on
             // their way to the first-level one would block its few places.
-            Lanes::Packed(_) if is_far && is_first_of_few => match (12 * self.m.clamp(4, 8) * self.width) as isize {
+            Lanes::Packed(_) if bytes > MEMORY && is_first_of_few => match (12 * self.m.clamp(4, 8) * self.width) as isize {
                 ahead if self.m <= 6 => Ask::First(ahead),
                 ahead => Ask::Second(ahead),
             },
@@ -730,14 +755,14 @@ impl<'a, T: Real> Work<'a, T> {
                 let at = lanes.at.wrapping_add((deep * self.width) + band * step * deep);
                 Ask::Line(Operand { at, row: 0, step: step as isize, jump: (step * deep) as isize })
             }
-            Lanes::View(view) if is_far && lanes.step == view.row_stride() => {
+            Lanes::View(view) if bytes > LAST_LEVEL && lanes.step == view.row_stride() => {
                 if bands > 2 {
                     // A line of each row for the first band, the next line for the next.
                     let line = 64 / size_of::<T>();
                     let at = lanes.at.wrapping_add(alike * self.width + band * line);
                     Ask::Line(Operand { at, row: 0, step: lanes.step, jump: line as isize })
-                } else if is_first_of_few {
-                    // The next panel, of which each row is a stream of its own.
+                } else if is_first_of_few && (self.m > 3 || bytes > MEMORY) {
+                    // The next panel, of which each row is a stream of its own. Up to three samples have no time for it but behind memory.
                     Ask::Second(self.width as isize)
                 } else {
                     Ask::Nothing
@@ -747,12 +772,28 @@ impl<'a, T: Real> Work<'a, T> {
         }
     }
 
-    /// The piece of the right operand that is packed after that at `depth0` and `col`, where the product goes on with it.
+    /// Whether what the epilogue meets comes from the last-level cache, and multiply-adds take long enough to ask for it meanwhile.
+    fn meets_far(&self) -> bool {
+        self.time == Time::Afterwards && bytes::<T>(self.m, self.n) >= LARGE_RESULT && self.depth >= 64
+    }
+
+    /// The piece of the right operand that is packed after that at `depth0` and `col`, where the product goes on with it and had better ask for it;
+    /// its rows are contiguous.
     fn piece_after(&self, depth0: usize, col: usize) -> Option<MatRef<'_, T>> {
-        let Lanes::Piecewise(view) = self.lanes else { return None };
+        let view = match self.lanes {
+            Lanes::Piecewise(view) => view,
+            Lanes::View(view)
+                if view.row_stride() == 1 && self.m > 2 * self.mr && bytes::<T>(self.depth, self.n) > LAST_LEVEL =>
+            {
+                view
+            }
+            _ => return None,
+        };
         let depth0 = depth0 + self.kc;
         let (depth0, col) = if depth0 < self.depth { (depth0, col) } else { (0, col + self.width) };
-        (col < self.n).then(|| view.submatrix(depth0, col, self.kc.min(self.depth - depth0), self.width.min(self.n - col)))
+        let piece =
+            (col < self.n).then(|| view.submatrix(depth0, col, self.kc.min(self.depth - depth0), self.width.min(self.n - col)));
+        piece.map(|piece| if piece.row_stride() == 1 { piece.transpose() } else { piece })
     }
 
     /// Element `(depth0, row)` of the left operand and the way from there; the jump is to the next band.
@@ -802,10 +843,18 @@ impl<'a, T: Real> Work<'a, T> {
     }
 }
 
-/// Whether a matrix is so large that it is taken to come from memory.
-fn is_far<T>(rows: usize, cols: usize) -> bool {
-    rows * cols * size_of::<T>() > 1 << 23
+fn bytes<T>(rows: usize, cols: usize) -> usize {
+    rows * cols * size_of::<T>()
 }
+
+/// Bytes above which a matrix that is read by itself is taken to come from the last-level cache.
+const LAST_LEVEL: usize = 1 << 21;
+
+/// Bytes above which a matrix is taken to come from memory.
+const MEMORY: usize = 1 << 23;
+
+/// Bytes of the result from which what the epilogue meets, some matrices of that size, is taken to come from the last-level cache.
+const LARGE_RESULT: usize = 1 << 18;
 
 /// Bands of rows between which some of the next piece is asked for.
 const ASKED: usize = 4;
@@ -832,8 +881,8 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Applied<'_, '_, T, A> {
     }
 }
 
-/// Vectors between what an epilogue works on and what it asks for.
-pub(crate) const AHEAD: usize = 24;
+/// Vectors between what an epilogue works on beside multiply-adds and what it asks for.
+const AHEAD: usize = 24;
 
 impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
     #[inline(always)]
@@ -843,7 +892,6 @@ impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
             let (vectors, _) = S::as_vectors(&sums[i * stride..][..cols.next_multiple_of(S::LANES)]);
             let whole = cols / S::LANES;
             for (v, &sums) in vectors.iter().enumerate().take(whole).skip(done.saturating_sub(i * whole)) {
-                self.epilogue.prefetch::<UNIT>(i0 + i, j0 + (v + AHEAD) * S::LANES);
                 // SAFETY: contract of `Finish::finish`: the epilogue fits, and the elements are of this block; `UNIT` was asked for.
                 unsafe { self.epilogue.apply::<S, UNIT>(simd, sums, i0 + i, j0 + v * S::LANES, S::LANES) };
             }

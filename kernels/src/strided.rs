@@ -55,6 +55,12 @@ impl<'a, T: Real> Input<'a, T> {
         self.col_stride == 1
     }
 
+    /// [`Target::prefetch`].
+    #[inline(always)]
+    pub(crate) fn prefetch<const SECOND: bool>(self, row: usize, col: usize) {
+        prefetch::<T, SECOND>(self.ptr.wrapping_offset(row as isize * self.row_stride).wrapping_add(col));
+    }
+
     /// Elements `col..col + live` of row `row`; the other lanes are zero.
     ///
     /// # Safety
@@ -164,16 +170,11 @@ impl<'a, T: Real> Target<'a, T> {
         unsafe { gather(simd, at, self.col_stride, live) }
     }
 
-    /// Asks for the cache line of element `(row, col)`, which need not exist; `UNIT` as for [`load`](Self::load).
+    /// Asks for the cache line of element `(row, col)`, which need not exist, in the first-level cache or the second-level one. Columns are
+    /// contiguous.
     #[inline(always)]
-    pub(crate) fn prefetch<const UNIT: bool>(self, row: usize, col: usize) {
-        arch::prefetch(self.at::<UNIT>(row, col));
-    }
-
-    /// [`prefetch`](Self::prefetch) in the second-level cache.
-    #[inline(always)]
-    pub(crate) fn prefetch_second<const UNIT: bool>(self, row: usize, col: usize) {
-        arch::prefetch_second(self.at::<UNIT>(row, col));
+    pub(crate) fn prefetch<const SECOND: bool>(self, row: usize, col: usize) {
+        prefetch::<T, SECOND>(self.at::<true>(row, col));
     }
 
     #[inline(always)]
@@ -201,6 +202,11 @@ impl<'a, T: Real> Target<'a, T> {
             unsafe { at.wrapping_offset(l as isize * self.col_stride).write(x) };
         }
     }
+}
+
+#[inline(always)]
+fn prefetch<T, const SECOND: bool>(at: *const T) {
+    if SECOND { arch::prefetch_second(at) } else { arch::prefetch(at) }
 }
 
 /// Lanes of the widest vector: `f32` under AVX-512.

@@ -20,6 +20,7 @@ tests_of_both_types!(
     every_form_and_blocking,
     threads,
     single_rows,
+    far_operands,
     every_block_is_worked_on_once,
     small_integers_are_exact,
     bounds_notice_what_is_missing,
@@ -127,6 +128,27 @@ fn single_rows<T: Scalar>() {
                         let call = Call { cut, lanes: Form { packed, layout: Layout::default() }, ..Call::plain() };
                         stored(&call, isa, &rows, &lanes, T::ONE).check_bits(&chains, &(isa.name(), call, problem)).unwrap();
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Operands and results of a size from which on more is asked for beforehand than is at hand.
+fn far_operands<T: Scalar>() {
+    for [m, n, depth] in [[3, 701, 803], [20, 701, 803], [97, 701, 803], [9, 1501, 1501]] {
+        let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: 29 };
+        let (rows, lanes) = (problem.rows::<T>(), problem.lanes());
+        let chains = chains(&rows, &lanes);
+        for isa in Isa::available() {
+            let on_the_fly = Cut::Given(Blocking::on_the_fly(m));
+            for (cut, packed, by_columns) in
+                [(on_the_fly, false, true), (Cut::InPlace, false, false), (Cut::StreamingPanels, true, false)]
+            {
+                for operands in [Layout::default(), Layout { by_columns: true, ..Layout::default() }] {
+                    let lanes_form = Form { packed, layout: Layout { by_columns, ..Layout::default() } };
+                    let call = Call { cut, lanes: lanes_form, operands: [operands; 3], ..Call::plain() };
+                    stored(&call, isa, &rows, &lanes, T::ONE).check_bits(&chains, &(isa.name(), call, problem)).unwrap();
                 }
             }
         }
