@@ -230,6 +230,14 @@ fn pack_transposed<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, 
                 let cols = side.min(wide.saturating_sub(j));
                 let squares = if cols == side { (end - p0) / side } else { 0 };
                 let from = view.submatrix(p0, j0 + j, squares * side, cols);
+                if squares > 0 && view.ncols() > width {
+                    // The next squares of these columns, or the first ones of as many of the next block: the hardware sees only short runs.
+                    let (p, col) = if end < depth { (end, j0 + j) } else { (0, j0 + j + width) };
+                    for col in col..col + side {
+                        let at = view.as_ptr().wrapping_offset(col as isize * view.col_stride()).wrapping_add(p);
+                        (0..DEEP).step_by(64 / size_of::<T>()).for_each(|p| arch::prefetch_second(at.wrapping_add(p)));
+                    }
+                }
                 let rows = &mut block[p0 * width + j..];
                 // SAFETY: if there are any squares, `from` has `side` columns of `side·squares` contiguous elements (unit row stride); the last
                 // of as many rows of `rows` starts at `(side·squares − 1)·width` and has `side` elements because `j + side ≤ wide ≤ width`.

@@ -157,6 +157,12 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
     }
 }
 
+/// Vectors between what an epilogue works on beside multiply-adds and what it asks for; and beside few of them, which is to the depth of
+/// [`SHALLOW`].
+const AHEAD: usize = 24;
+const FAR_AHEAD: usize = 64;
+const SHALLOW: usize = 32;
+
 /// A run of whole tiles, and the epilogue over another block in between.
 struct Beside<'a, 'b, T, A> {
     tiles: &'a Tiles<T>,
@@ -191,6 +197,8 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
         // Each tile takes a share of one row, such that the run gets through the block if it has as many tiles as rows.
         let most = whole.div_ceil((count / height).max(1));
         let (mut planned, mut together, mut deep) = (0, 0, 0);
+        // Where multiply-adds are few, memory is what takes the time: more is on its way then than the first-level cache has places for.
+        let (second, ahead) = if depth <= SHALLOW { (true, FAR_AHEAD) } else { (false, AHEAD) };
         for _ in 0..count {
             let mut acc = [[simd.splat(T::ZERO); V]; R];
             let (mut left, mut right, mut rest) = (rows, lanes, depth);
@@ -199,7 +207,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                 // In a narrow block the last share of a row asks for the beginning of the next one; else that lies ahead anyway.
                 let (next, shift) = match NARROW && v + share == whole {
                     true => (i0 + row + 1, (v * S::LANES).wrapping_neg()),
-                    false => (i0 + row, AHEAD * S::LANES),
+                    false => (i0 + row, ahead * S::LANES),
                 };
                 let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
                 if share != planned {
@@ -216,7 +224,11 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                     rest -= deep;
                     for &sums in vectors {
                         let col = j0 + v * S::LANES;
-                        self.epilogue.prefetch::<false>(next, col.wrapping_add(shift));
+                        if second {
+                            self.epilogue.prefetch::<true>(next, col.wrapping_add(shift));
+                        } else {
+                            self.epilogue.prefetch::<false>(next, col.wrapping_add(shift));
+                        }
                         // SAFETY: contract of `Finish::finish_beside`: vector `v` of row `row` is one of the block that has not met the epilogue,
                         // and columns are contiguous.
                         unsafe { self.epilogue.apply::<S, true>(simd, sums, i0 + row, col, S::LANES) };
@@ -880,9 +892,6 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Applied<'_, '_, T, A> {
         if self.epilogue.is_unit() { self.rows::<S, true>(simd) } else { self.rows::<S, false>(simd) }
     }
 }
-
-/// Vectors between what an epilogue works on beside multiply-adds and what it asks for.
-const AHEAD: usize = 24;
 
 impl<T: Real, A: Apply<T>> Applied<'_, '_, T, A> {
     #[inline(always)]
