@@ -9,12 +9,13 @@
 //! ```
 //!
 //! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
-//! side by side; nothing is asked for beside that, which would cost a tenth. Runs are long, since rows often lie whole pages apart, and a load
-//! waits for stores before it that look alike in a page.
+//! side by side. Beside that only sweeps with a product ask for weights: others would lose a tenth by it. Runs are long, since rows often lie
+//! whole pages apart, and a load waits for stores before it that look alike in a page.
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descend, Descent, Rule};
+use crate::product::FAR_AHEAD;
 use crate::strided::Input;
 use crate::threads;
 use crate::vector::{Real, Vector};
@@ -267,6 +268,9 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                     // What a wider vector does in the lanes behind the last column.
                     sum[k] = simd.mul_add(zero, zero, sum[k]);
                     continue;
+                }
+                if IMAGE {
+                    self.epilogue.prefetch::<true>(row, col + FAR_AHEAD / size_of::<T>());
                 }
                 // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
                 // `col + live ≤ n` (contract).

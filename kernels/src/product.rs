@@ -157,11 +157,12 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
     }
 }
 
-/// Vectors between what an epilogue works on beside multiply-adds and what it asks for; and beside few of them, which is to the depth of
-/// [`SHALLOW`].
+/// Vectors between what an epilogue works on beside multiply-adds and what it asks for.
 const AHEAD: usize = 24;
-const FAR_AHEAD: usize = 64;
-const SHALLOW: usize = 32;
+
+/// Bytes between them in the second-level cache, where multiply-adds are so few that memory takes the time: more is on its way then than the
+/// first-level cache has places for.
+pub(crate) const FAR_AHEAD: usize = 4096;
 
 /// A run of whole tiles, and the epilogue over another block in between.
 struct Beside<'a, 'b, T, A> {
@@ -197,8 +198,9 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
         // Each tile takes a share of one row, such that the run gets through the block if it has as many tiles as rows.
         let most = whole.div_ceil((count / height).max(1));
         let (mut planned, mut together, mut deep) = (0, 0, 0);
-        // Where multiply-adds are few, memory is what takes the time: more is on its way then than the first-level cache has places for.
-        let (second, ahead) = if depth <= SHALLOW { (true, FAR_AHEAD) } else { (false, AHEAD) };
+        // Wide vectors are done soon with what they get.
+        let second = depth < 2 * S::LANES;
+        let ahead = if second { FAR_AHEAD / size_of::<T>() } else { AHEAD * S::LANES };
         for _ in 0..count {
             let mut acc = [[simd.splat(T::ZERO); V]; R];
             let (mut left, mut right, mut rest) = (rows, lanes, depth);
@@ -207,7 +209,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
                 // In a narrow block the last share of a row asks for the beginning of the next one; else that lies ahead anyway.
                 let (next, shift) = match NARROW && v + share == whole {
                     true => (i0 + row + 1, (v * S::LANES).wrapping_neg()),
-                    false => (i0 + row, ahead * S::LANES),
+                    false => (i0 + row, ahead),
                 };
                 let (vectors, _) = S::as_vectors(&sums[row * stride..][..whole * S::LANES]);
                 if share != planned {
@@ -290,7 +292,6 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
         // places for lines on their way.
         let early = depth.saturating_sub(SOON);
         let ahead = if early > 0 { 0 } else { (128 / depth.max(1)).clamp(2, 8) };
-        let second = self.far && early == 0;
         for t in 0..count {
             let (mut left, mut right) = (rows, lanes);
             // SAFETY: contract of `Finish::finish_tiles`: `early` steps of the depth.
@@ -304,7 +305,7 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
             for v in 0..V {
                 for r in 0..R {
                     let (row, col) = (next + r, self.col + (tile * V + v) * S::LANES);
-                    if second {
+                    if self.far {
                         self.epilogue.prefetch::<true>(row, col);
                     } else {
                         self.epilogue.prefetch::<false>(row, col);
