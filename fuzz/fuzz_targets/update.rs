@@ -1,4 +1,5 @@
-//! Weight updates with every optimizer and decay: each instruction set, called in its own way, to the bit, and the bounds of the reference.
+//! Weight updates with every optimizer and decay: each instruction set, called in its own way, to the bit, and the bounds of the reference. With
+//! one sample also as a sweep, alone and with the product of the new weights.
 #![no_main]
 
 mod case;
@@ -10,9 +11,11 @@ use case::*;
 use common::*;
 use dualprop_kernels::epilogue::Epilogue;
 use dualprop_kernels::isa::Isa;
+use dualprop_kernels::online::{self, online};
 use dualprop_kernels::optimizer::{Decay, Descent, Optimizer, Update};
 use dualprop_reference::bound::{Bounded, dot};
 use dualprop_reference::optimizer::{self as reference, Slots};
+use faer::Par;
 use libfuzzer_sys::fuzz_target;
 
 /// Any number, now and then a nonsensical one.
@@ -43,13 +46,41 @@ fn update(u: &mut Unstructured<'_>) -> Result<Update> {
     Ok(Update { optimizer, decay, learning_rate: parameter(u, &[0.1, 1e-3])?, step, scale: parameter(u, &[1.0, -0.125])? })
 }
 
-/// The parameters after the update.
-fn updated<T: Scalar>(call: &Call, isa: Isa, [rows, lanes]: &[Grid<T>; 2], old: &[Grid<T>], update: Update) -> Vec<Grid<T>> {
+/// The parameters in the layouts of a call after `run` has had them.
+fn descended<T: Scalar>(call: &Call, old: &[Grid<T>], update: Update, run: impl FnOnce(Descent<'_, T>)) -> Vec<Grid<T>> {
     let mut new: Vec<_> = old.iter().zip(call.operands).map(|(grid, layout)| grid.relaid(layout)).collect();
     let (weights, moments) = new.split_first_mut().expect("weights");
-    let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
-    call.product(isa, rows, lanes, Epilogue::Update(descent));
+    run(Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update));
     new
+}
+
+/// The sweeps of one sample: the parameters of the product of depth 1, and an image of the new weights that is the same everywhere.
+fn check_sweeps<T: Scalar>(
+    calls: &[(Isa, Call)],
+    factors: &[Grid<T>; 2],
+    old: &[Grid<T>],
+    update: Update,
+    next: &[T],
+    new: &mut Option<Vec<Grid<T>>>,
+) {
+    let [diff, mean] = [0, 1].map(|factor: usize| elements(&factors[factor]).collect::<Vec<T>>());
+    let mut first: Option<Vec<T>> = None;
+    for (isa, call) in calls {
+        let alone = descended(call, old, update, |descent| online::update(*isa, Par::Seq, descent, &diff, &mean));
+        agree(new, alone, &(isa, call, update));
+        let mut image = Guarded::new(diff.len());
+        let with_image = descended(call, old, update, |descent| {
+            online(*isa, Par::Seq, descent, &diff, &mean, next, image.slice());
+        });
+        agree(new, with_image, &(isa, call, update));
+        let image = image.finish();
+        check_same(&image, first.get_or_insert_with(|| image.clone()), &(isa, call, update));
+    }
+    let weights = &new.as_ref().expect("the product of depth 1")[0];
+    for (i, &got) in first.expect("the portable set is always available").iter().enumerate() {
+        let terms = next.iter().enumerate().map(|(j, &x)| (exact(weights.get(i, j)), exact(x)));
+        check_bound(dot(T::PRECISION, terms), got, &(i, weights, next));
+    }
 }
 
 /// Whether the reference's derivation holds: parameters in their ranges, powers of β within reach of its bounds, and no factor so small
@@ -124,7 +155,14 @@ fn run<T: Scalar>(mut u: Unstructured<'_>) -> Result<()> {
     }
     let mut first = None;
     for (isa, call) in &calls {
-        agree(&mut first, updated(call, *isa, &factors, &old, update), &(&calls, update));
+        let new = descended(call, &old, update, |descent| {
+            call.product(*isa, &factors[0], &factors[1], Epilogue::Update(descent));
+        });
+        agree(&mut first, new, &(&calls, update));
+    }
+    if depth == 1 {
+        let next: Vec<T> = elements(&grid(u, 1, n)?).collect();
+        check_sweeps(&calls, &factors, &old, update, &next, &mut first);
     }
     if is_sensible(&update) {
         check_reference(&factors, &old, update, &first.expect("the portable set is always available"));
