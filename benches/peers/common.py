@@ -267,7 +267,8 @@ class Neighbours:
     BUSY, FAR, PATIENCE = 1.15, 150e-9, 5.0
 
     def __init__(self, library):
-        self.near, self.round_trip = library.pass_over(aligned(4096))[0], library.library.round_trip
+        self.array = aligned(4096)
+        self.near, self.round_trip = library.pass_over(self.array)[0], library.library.round_trip
         self.best = min(self.near() for _ in range(300))
 
     def disturb(self):
