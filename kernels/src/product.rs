@@ -160,8 +160,8 @@ impl<T: Real, A: Apply<T>> Finish<T> for A {
 /// Vectors between what an epilogue works on beside multiply-adds and what it asks for.
 const AHEAD: usize = 24;
 
-/// Bytes between them in the second-level cache, where multiply-adds are so few that memory takes the time: more is on its way then than the
-/// first-level cache has places for.
+/// Bytes between what is worked on and what is asked for in the second-level cache, where so little is done with each number that memory takes
+/// the time: more is on its way then than the first-level cache has places for.
 pub(crate) const FAR_AHEAD: usize = 4096;
 
 /// A run of whole tiles, and the epilogue over another block in between.
@@ -198,7 +198,7 @@ impl<T: Real, A: Apply<T>> Beside<'_, '_, T, A> {
         // Each tile takes a share of one row, such that the run gets through the block if it has as many tiles as rows.
         let most = whole.div_ceil((count / height).max(1));
         let (mut planned, mut together, mut deep) = (0, 0, 0);
-        // Wide vectors are done soon with what they get.
+        // Few steps for the bytes of a vector: memory takes the time.
         let second = depth < 2 * S::LANES;
         let ahead = if second { FAR_AHEAD / size_of::<T>() } else { AHEAD * S::LANES };
         for _ in 0..count {
@@ -775,7 +775,7 @@ impl<'a, T: Real> Work<'a, T> {
                     let at = lanes.at.wrapping_add(alike * self.width + band * line);
                     Ask::Line(Operand { at, row: 0, step: lanes.step, jump: line as isize })
                 } else if is_first_of_few && (self.m > 3 || bytes > MEMORY) {
-                    // The next panel, of which each row is a stream of its own. Up to three samples have no time for it but behind memory.
+                    // The next panel, of which each row is a stream of its own. Up to three samples gain by it only where it comes from memory.
                     Ask::Second(self.width as isize)
                 } else {
                     Ask::Nothing
