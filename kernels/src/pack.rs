@@ -231,7 +231,8 @@ fn pack_transposed<T: Real>(isa: Isa, to: &mut [T], width: usize, lanes: usize, 
                 let squares = if cols == side { (end - p0) / side } else { 0 };
                 let from = view.submatrix(p0, j0 + j, squares * side, cols);
                 if squares > 0 && view.ncols() > width {
-                    // The next squares of these columns, or the first ones of as many of the next block: the hardware sees only short runs.
+                    // The next squares of these columns, or the first ones of as many of the next block: the hardware sees only short runs. A product
+                    // asks itself for the blocks that it packs one by one.
                     let (p, col) = if end < depth { (end, j0 + j) } else { (0, j0 + j + width) };
                     for col in col..col + side {
                         let at = view.as_ptr().wrapping_offset(col as isize * view.col_stride()).wrapping_add(p);
