@@ -27,6 +27,10 @@ use crate::workspace::Workspace;
 /// Any strides; unit stride along either dimension of weights and moments is fast. Each sum is one chain of fused multiply-adds over
 /// the batch: error at most `γ_B Σ|Δ s̄|`. Costs `2·B·n_out·n_in` flops and one pass over weights and moments.
 ///
+/// Plain descent ([`Optimizer::Sgd`] without coupled decay) of one sample is `w ← keep·w − (η·scale·δ)·s̄`, as in `ger`: two operations a weight,
+/// with no more roundings than `η·scale·(δ s̄)` has. Where an `η·scale·δ` is subnormal or not finite, though `δ` is not 0, `δ s̄` comes
+/// first for all: nothing is lost by the order.
+///
 /// # Errors
 /// [`Error::Shape`] and [`Error::Length`] name the operand that does not fit; [`Error::Parameter`] for step 0. NaN and infinity are not
 /// looked for: they propagate.
@@ -40,12 +44,13 @@ pub fn update<T: Real>(
 ) -> Result<(), Error> {
     check_shapes(weights.rb(), diff, mean)?;
     check_state(weights.rb(), moments, update)?;
+    let is_column_major = is_column_major(weights.rb());
     let moments = moments.iter_mut().map(|moment| moment.rb_mut());
-    if is_column_major(weights.rb()) {
-        let moments = moments.map(|moment| moment.transpose_mut());
-        workspace.outer(mean, diff, Epilogue::Update(Descent::new(weights.transpose_mut(), moments, *update)));
+    let epilogue = Epilogue::Update(Descent::new(weights, moments, *update));
+    if is_column_major {
+        workspace.outer(mean, diff, epilogue.transposed());
     } else {
-        workspace.outer(diff, mean, Epilogue::Update(Descent::new(weights, moments, *update)));
+        workspace.outer(diff, mean, epilogue);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use dualprop_kernels::pack::{Bands, PACKING, Panels};
 use dualprop_kernels::product::{Blocking, Lanes, Rows, Scratch, product};
 use dualprop_kernels::threads;
 use dualprop_kernels::vector::Real;
-use faer::{MatMut, MatRef, Par};
+use faer::{MatMut, MatRef, Par, RowRef};
 
 use crate::runtime::Runtime;
 
@@ -47,6 +47,15 @@ fn near_lanes<'a, T: Real>(isa: Isa, factor: MatRef<'a, T>, panels: &'a mut Pane
     }
     panels.pack(isa, Par::Seq, factor);
     Lanes::Packed(panels)
+}
+
+fn contiguous<'a, T: Real>(row: RowRef<'a, T>, copy: &'a mut Vec<T>) -> &'a [T] {
+    if let Some(row) = row.try_as_row_major() {
+        return row.as_slice();
+    }
+    copy.clear();
+    copy.extend(row.iter());
+    copy
 }
 
 impl<T: Real> Workspace<T> {
@@ -94,10 +103,10 @@ impl<T: Real> Workspace<T> {
     pub(crate) fn outer(&mut self, above: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), above.nrows());
         let epilogue = match epilogue {
-            Epilogue::Update(descent) if batch == 1 => match [above, below].map(|x| x.row(0).try_as_row_major()) {
-                [Some(diff), Some(mean)] => return online::update(isa, par, descent, diff.as_slice(), mean.as_slice()),
-                _ => Epilogue::Update(descent),
-            },
+            Epilogue::Update(descent) if batch == 1 => {
+                let [diff, mean, _] = &mut self.spare;
+                return online::update(isa, par, descent, contiguous(above.row(0), diff), contiguous(below.row(0), mean));
+            }
             other => other,
         };
         if batch > 512 && above.ncols() <= 1024 {

@@ -3,8 +3,10 @@
 mod common;
 
 use common::{SCHEDULES, bits, labels, methods, network, runtime, uniform};
+use dualprop::hebbian::{self, Update};
 use dualprop::network::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings, Step, Targets, Trainer};
-use dualprop::{Activation, Error, Isa, Mat, MatRef, Par, Real, Runtime};
+use dualprop::{Activation, Error, Isa, Mat, MatMut, MatRef, Par, Real, Runtime, Workspace};
+use faer::prelude::ReborrowMut;
 
 const CURRENT: Output = Output::Linearized(NudgeAt::Current);
 const INITIAL: Output = Output::Linearized(NudgeAt::Initial);
@@ -165,6 +167,51 @@ fn strides_change_no_bit() {
                 }
             };
             assert!(run.with(&runtime(), step) == alone, "view {view}: {run:?}");
+        }
+    }
+}
+
+/// Steps of one sample, plain (whose rate is folded into `diff`, whichever factor of a transposed product that is) or not.
+#[test]
+fn layouts_change_no_bit_of_a_step_of_one_sample() {
+    let (n_out, n_in) = (37, 83);
+    let old = uniform::<f32>(n_out, n_in, [-1.0, 1.0], 1);
+    // The sample is the middle row of three: each column is on its own.
+    let [diff, mean, next] =
+        [(n_out, 2), (n_in, 3), (n_in, 4)].map(|(n, seed)| uniform::<f32>(3, n, [-1.0, 1.0], seed).subrows(1, 1).to_owned());
+    let near = [&diff, &mean, &next].map(|row| row.row(0).iter().copied().collect::<Vec<f32>>());
+    let far = [&diff, &mean].map(|row| Mat::from_fn(3, row.ncols(), |i, j| if i == 1 { row[(0, j)] } else { 7.0 }));
+    let mut work = Workspace::new(&runtime());
+    for optimizer in [Optimizer::Sgd, Optimizer::MOMENTUM] {
+        let update = Update { optimizer, decay: Decay::Decoupled(0.01), learning_rate: 0.1, step: 1, scale: -0.7 };
+        let step = |rows: bool, run: &mut dyn FnMut(MatMut<'_, f32>, &mut [MatMut<'_, f32>])| {
+            let lay = |matrix: &Mat<f32>| if rows { matrix.transpose().to_owned() } else { matrix.clone() };
+            let mut state = vec![lay(&old)];
+            state.resize(1 + optimizer.moments(), lay(&Mat::zeros(n_out, n_in)));
+            let mut views: Vec<_> =
+                state.iter_mut().map(|matrix| if rows { matrix.transpose_mut() } else { matrix.as_mut() }).collect();
+            let (weights, moments) = views.split_first_mut().expect("weights");
+            run(weights.rb_mut(), moments);
+            state.iter().map(lay).collect::<Vec<_>>()
+        };
+        let mut image = vec![0.0; n_out];
+        let wanted = step(true, &mut |weights, moments| {
+            let [diff, mean, next] = &near;
+            hebbian::online(weights, moments, diff, mean, &update, next, &mut image, &runtime()).expect("shapes that fit");
+        });
+        assert_ne!(wanted[0], old);
+        for (rows, far_diff, far_mean) in (0..8).map(|i| (i & 1 > 0, i & 2 > 0, i & 4 > 0)) {
+            let got = step(rows, &mut |weights, moments| {
+                let [diff, mean] = [(0, far_diff), (1, far_mean)].map(|(factor, is_far)| {
+                    if is_far {
+                        far[factor].subrows(1, 1)
+                    } else {
+                        MatRef::from_row_major_slice(&near[factor], 1, near[factor].len())
+                    }
+                });
+                hebbian::update(weights, moments, diff, mean, &update, &mut work).expect("shapes that fit");
+            });
+            assert_eq!(got, wanted, "{optimizer:?}; rows: {rows}, far: {far_diff}, {far_mean}");
         }
     }
 }

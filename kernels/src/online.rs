@@ -10,7 +10,9 @@
 //!
 //! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
 //! side by side. Beside that only sweeps with a product ask for weights: others would lose a tenth by it. Runs are long, since rows often lie
-//! whole pages apart, and a load waits for stores before it that look alike in a page.
+//! whole pages apart, and a load waits for stores before it that look alike in a page. Where they always do, updates alone of what the caches
+//! hold take whole rows, of two halves in turn: then a vector of the sample is loaded for each row, which costs less than to wait if it is a
+//! whole cache line.
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
@@ -25,12 +27,21 @@ use faer::{MatRef, Par};
 /// Rows of a group at most, each with a chain of sums: four to six streams with the moments.
 const GROUP: usize = 4;
 
+/// Bytes of rows of which many look alike in a page.
+const ALIKE: usize = 1 << 10;
+
+/// Bytes of weights and moments that the last-level cache keeps, and the second-level one.
+const LAST_LEVEL: usize = 16 << 20;
+const SECOND_LEVEL: usize = 1 << 20;
+
+/// Bytes of a row of the weights, and of a sample, that leave room for others in the first-level cache.
+const NEAR: usize = 8 << 10;
+
 /// `W ← descent(W, δ s̄ᵀ)`, `image ← W x` with the new weights, for `δ` = `diff` (`n_out`), `s̄` = `mean` and `x` = `next` (`n_in` each).
 ///
-/// The weights have the bits that a product of depth 1 with the same epilogue gives them. An `image` is summed in the lanes of one cache
-/// line, as the products of [`gram`](crate::gram) are: error at most `γ_{⌈n_in/L⌉+log₂ L}·(|W||x|)_i` with `L` = 16 for f32 and 8 for f64, the
-/// same bits for every instruction set and number of threads, but others than those of [`product`](crate::product::product). NaN and
-/// infinity propagate.
+/// Weights and moments have the bits of [`update`]. An `image` is summed in the lanes of one cache line, as the products of
+/// [`gram`](crate::gram) are: error at most `γ_{⌈n_in/L⌉+log₂ L}·(|W||x|)_i` with `L` = 16 for f32 and 8 for f64, the same bits for every
+/// instruction set and number of threads, but others than those of [`product`](crate::product::product). NaN and infinity propagate.
 ///
 /// Costs `4·n_out·n_in` flops and those of the optimizer, and one pass over weights and moments. Contiguous rows are fast.
 ///
@@ -40,8 +51,14 @@ pub fn online<T: Real>(isa: Isa, par: Par, descent: Descent<'_, T>, diff: &[T], 
     (T::kernels().online)(isa, par, descent, diff, mean, Some((next, image)));
 }
 
-/// `W ← descent(W, δ s̄ᵀ)` alone, for `δ` = `diff` (`n_out`) and `s̄` = `mean` (`n_in`): a product of depth 1 with this epilogue, to the bit, in
-/// less time. Costs `2·n_out·n_in` flops and those of the optimizer, and one pass over weights and moments.
+/// `W ← descent(W, δ s̄ᵀ)` alone, for `δ` = `diff` (`n_out`) and `s̄` = `mean` (`n_in`); for a transposed descent
+/// ([`Epilogue::transposed`](crate::epilogue::Epilogue::transposed)) `s̄` comes first.
+///
+/// A product of depth 1 with this epilogue, to the bit, in less time; but [`Optimizer::Sgd`](crate::optimizer::Optimizer::Sgd) without coupled
+/// decay is `fl(keep·w) − fl(η·scale·δ)·s̄`, rounded once: an operation less and the same error bound. That is where every `η·scale·δ` is a normal
+/// number or `δ` is 0; else `s̄` might have brought back what the product loses, and it comes first.
+///
+/// Costs `2·n_out·n_in` flops and those of the optimizer, and one pass over weights and moments.
 ///
 /// # Panics
 /// If lengths do not fit.
@@ -60,14 +77,14 @@ pub(crate) fn run<T: Real>(
     let (m, n) = descent.shape();
     assert_eq!(diff.len(), m, "diff has an element for each row of the weights");
     assert_eq!(mean.len(), n, "mean has an element for each column of the weights");
-    let tasks = threads::tasks(par, 4 * m * n);
+    let (tasks, is_transposed) = (threads::tasks(par, 4 * m * n), descent.is_transposed());
     match product {
         Some((next, image)) => {
             assert_eq!(image.len(), m, "image has an element for each row of the weights");
             assert_eq!(next.len(), n, "next has an element for each column of the weights");
-            descent.visit(Sweep::<T, true> { isa, tasks, diff, mean, next, image });
+            descent.visit(Sweep::<T, true> { isa, tasks, is_transposed, diff, mean, next, image });
         }
-        None => descent.visit(Sweep::<T, false> { isa, tasks, diff, mean, next: &[], image: &mut [] }),
+        None => descent.visit(Sweep::<T, false> { isa, tasks, is_transposed, diff, mean, next: &[], image: &mut [] }),
     }
 }
 
@@ -75,6 +92,7 @@ pub(crate) fn run<T: Real>(
 struct Sweep<'a, T, const IMAGE: bool> {
     isa: Isa,
     tasks: usize,
+    is_transposed: bool,
     diff: &'a [T],
     mean: &'a [T],
     next: &'a [T],
@@ -85,25 +103,32 @@ impl<T: Real, const IMAGE: bool> Rule<T> for Sweep<'_, T, IMAGE> {
     fn follow<A: Descend<T>>(self, epilogue: A) {
         let (m, n) = (self.diff.len(), self.mean.len());
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
-        self.share(epilogue, 0);
+        let rate = epilogue.fold(if self.is_transposed { self.mean } else { self.diff });
+        self.share(epilogue, rate, 0);
     }
 }
 
 impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
     /// Rows are independent, so that threads may split them anywhere; these are the ones from `first`.
-    fn share<A: Descend<T>>(self, epilogue: A, first: usize) {
-        let Sweep { isa, tasks, diff, mean, next, image } = self;
+    fn share<A: Descend<T>>(self, epilogue: A, rate: Option<T>, first: usize) {
+        let Sweep { isa, tasks, is_transposed, diff, mean, next, image } = self;
         if tasks <= 1 || diff.len() < 2 * GROUP {
-            return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, first, diff, mean, next, image });
+            return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, first, diff, mean, next, image });
         }
         let left = tasks / 2;
         let middle = diff.len() * left / tasks;
         let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
         threads::join(
-            || Sweep::<T, IMAGE> { isa, tasks: left, diff: above, mean, next, image: top }.share(epilogue, first),
             || {
-                Sweep::<T, IMAGE> { isa, tasks: tasks - left, diff: below, mean, next, image: bottom }
-                    .share(epilogue, first + middle)
+                Sweep::<T, IMAGE> { isa, tasks: left, is_transposed, diff: above, mean, next, image: top }
+                    .share(epilogue, rate, first)
+            },
+            || {
+                Sweep::<T, IMAGE> { isa, tasks: tasks - left, is_transposed, diff: below, mean, next, image: bottom }.share(
+                    epilogue,
+                    rate,
+                    first + middle,
+                )
             },
         );
     }
@@ -112,6 +137,9 @@ impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
 /// Rows of the weights from `first` on, as many as `diff` has elements.
 struct Rows<'a, T, A, const IMAGE: bool> {
     epilogue: A,
+    /// What `δ` is multiplied by: `diff`, or `mean` if the weights are transposed.
+    rate: Option<T>,
+    is_transposed: bool,
     first: usize,
     diff: &'a [T],
     mean: &'a [T],
@@ -138,50 +166,80 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMA
 impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     #[inline(always)]
     fn rows<S: Vector<T>, const K: usize, const N: usize>(self, simd: S) {
-        match (A::MOMENTS, self.epilogue.is_unit()) {
-            (0, true) => self.groups::<S, true, K, GROUP, N>(simd),
-            (0, false) => self.groups::<S, false, K, GROUP, N>(simd),
-            (_, true) => self.groups::<S, true, K, 2, N>(simd),
-            (_, false) => self.groups::<S, false, K, 2, N>(simd),
+        match (self.epilogue.is_unit(), self.rate) {
+            (true, Some(_)) if A::FOLDS => self.ordered::<S, true, true, K, N>(simd),
+            (false, Some(_)) if A::FOLDS => self.ordered::<S, false, true, K, N>(simd),
+            (true, _) => self.ordered::<S, true, false, K, N>(simd),
+            (false, _) => self.ordered::<S, false, false, K, N>(simd),
         }
     }
 
     #[inline(always)]
-    fn groups<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(mut self, simd: S) {
+    fn ordered<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const N: usize>(self, simd: S) {
+        let row = size_of_val(self.mean);
+        let bytes = self.diff.len() * row * (1 + A::MOMENTS);
+        if !IMAGE && K == 1 && row.is_multiple_of(ALIKE) && bytes <= LAST_LEVEL {
+            self.halves::<S, UNIT, FOLDED, K, N>(simd);
+        } else if A::MOMENTS > 0 || IMAGE && row <= NEAR && bytes > SECOND_LEVEL {
+            self.groups::<S, UNIT, FOLDED, K, 2, N>(simd);
+        } else {
+            self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd);
+        }
+    }
+
+    #[inline(always)]
+    fn groups<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
+        mut self,
+        simd: S,
+    ) {
         let apart = self.diff.len() / R;
         for row in 0..apart {
-            self.group::<S, UNIT, K, R, N>(simd, row, apart);
+            self.group::<S, UNIT, FOLDED, K, R, N>(simd, row, apart);
         }
         for row in apart * R..self.diff.len() {
-            self.group::<S, UNIT, K, 1, N>(simd, row, 0);
+            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
+        }
+    }
+
+    /// Whole rows, in turn of the upper half and the lower one.
+    #[inline(always)]
+    fn halves<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const N: usize>(mut self, simd: S) {
+        let half = self.diff.len() / 2;
+        for row in 0..half {
+            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
+            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row + half, 0);
+        }
+        for row in 2 * half..self.diff.len() {
+            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
         }
     }
 
     /// 1, 2 or 4 rows that are `apart`, in runs of `N` lines.
     #[inline(always)]
-    fn group<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(
+    fn group<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
         &mut self,
         simd: S,
         row: usize,
         apart: usize,
     ) {
-        let n = self.mean.len();
+        let (n, rate) = (self.mean.len(), self.rate.unwrap_or(T::ONE));
         let mut diff = [simd.splat(T::ZERO); R];
         for r in 0..R {
-            diff[r] = simd.splat(self.diff[row + r * apart]);
+            let d = self.diff[row + r * apart];
+            diff[r] = simd.splat(if FOLDED && !self.is_transposed { rate * d } else { d });
         }
         let mut sums = [[simd.splat(T::ZERO); K]; R];
         let length = K * S::LANES;
         let mut line = 0;
         while line + N * length <= n {
-            // SAFETY: `N` lines of whole vectors; `rows` has asked for `UNIT`, and `groups` gives each row to one group.
-            unsafe { self.lines::<S, UNIT, K, R, N>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
+            // SAFETY: `N` lines of whole vectors; `rows` has asked for `UNIT`, `groups` and `halves` give each row to one group.
+            unsafe { self.lines::<S, UNIT, FOLDED, K, R, N>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
             line += N * length;
         }
         while line < n {
             // SAFETY: each vector as far as there are columns; the rest as above.
             unsafe {
-                self.lines::<S, UNIT, K, R, 1>(
+                self.lines::<S, UNIT, FOLDED, K, R, 1>(
                     simd,
                     (row, apart),
                     &diff,
@@ -203,7 +261,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`. Rows
     /// `row + r·apart`, `r < R`, are among those that `diff` has elements for, and no other call has them. `UNIT` only if the epilogue is.
     #[inline(always)]
-    unsafe fn lines<S: Vector<T>, const UNIT: bool, const K: usize, const R: usize, const N: usize>(
+    unsafe fn lines<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
         &self,
         simd: S,
         (row, apart): (usize, usize),
@@ -212,7 +270,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         live: impl Fn(usize) -> usize + Copy,
         sums: &mut [[S::V; K]; R],
     ) {
-        let zero = simd.splat(T::ZERO);
+        let (zero, rate) = (simd.splat(T::ZERO), simd.splat(self.rate.unwrap_or(T::ONE)));
         let [mean, next] = [self.mean, self.next].map(|row| Input::new(MatRef::from_row_major_slice(row, 1, row.len())));
         let (mut s, mut x) = ([[zero; K]; N], [[zero; K]; N]);
         for v in 0..N {
@@ -221,6 +279,9 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                 if live(col) > 0 {
                     // SAFETY: `1 ≤ live`, `col + live ≤ n` (contract); this vector is only read.
                     s[v][k] = unsafe { mean.load::<S, true>(simd, 0, col, live(col)) };
+                    if FOLDED && self.is_transposed {
+                        s[v][k] = simd.mul(rate, s[v][k]);
+                    }
                     if IMAGE {
                         // SAFETY: as above.
                         x[v][k] = unsafe { next.load::<S, true>(simd, 0, col, live(col)) };
@@ -230,16 +291,16 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         }
         // Written out: in a loop over the rows the compiler would keep the sums in memory.
         // SAFETY: the contract, row by row.
-        unsafe { self.run_of::<S, UNIT, K, N>(simd, row, diff[0], line, live, (&s, &x), &mut sums[0]) };
+        unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row, diff[0], line, live, (&s, &x), &mut sums[0]) };
         if R > 1 {
             // SAFETY: as above.
-            unsafe { self.run_of::<S, UNIT, K, N>(simd, row + apart, diff[1], line, live, (&s, &x), &mut sums[1]) };
+            unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row + apart, diff[1], line, live, (&s, &x), &mut sums[1]) };
         }
         if R > 2 {
             // SAFETY: as above.
-            unsafe { self.run_of::<S, UNIT, K, N>(simd, row + 2 * apart, diff[2], line, live, (&s, &x), &mut sums[2]) };
+            unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row + 2 * apart, diff[2], line, live, (&s, &x), &mut sums[2]) };
             // SAFETY: as above.
-            unsafe { self.run_of::<S, UNIT, K, N>(simd, row + 3 * apart, diff[3], line, live, (&s, &x), &mut sums[3]) };
+            unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row + 3 * apart, diff[3], line, live, (&s, &x), &mut sums[3]) };
         }
     }
 
@@ -249,7 +310,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     /// As for [`lines`](Self::lines), for this row.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a part of `lines`")]
-    unsafe fn run_of<S: Vector<T>, const UNIT: bool, const K: usize, const N: usize>(
+    unsafe fn run_of<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const N: usize>(
         &self,
         simd: S,
         row: usize,
@@ -274,7 +335,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                 }
                 // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
                 // `col + live ≤ n` (contract).
-                let w = unsafe { self.epilogue.step::<S, UNIT>(simd, simd.mul_add(diff, s[v][k], zero), row, col, live) };
+                let w = unsafe { self.epilogue.outer::<S, UNIT, FOLDED>(simd, (diff, s[v][k]), row, col, live) };
                 if IMAGE {
                     // Lanes without a weight may have become 0/0.
                     let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };

@@ -82,6 +82,7 @@ pub struct Descent<'a, T> {
     weights: Target<'a, T>,
     moments: [Option<Target<'a, T>>; 2],
     update: Update,
+    is_transposed: bool,
 }
 
 impl<'a, T: Real> Descent<'a, T> {
@@ -94,13 +95,19 @@ impl<'a, T: Real> Descent<'a, T> {
         let kept = [moments.next(), moments.next()];
         let count = kept.iter().flatten().count() + moments.count();
         assert_eq!(count, update.optimizer.moments(), "the optimizer keeps another number of moments");
-        Self { weights: Target::new(weights), moments: kept, update }
+        Self { weights: Target::new(weights), moments: kept, update, is_transposed: false }
     }
 
     /// Rows become columns.
     pub(crate) fn transpose(&mut self) {
         self.weights = self.weights.transpose();
         self.moments = self.moments.map(|moment| moment.map(Target::transpose));
+        self.is_transposed = !self.is_transposed;
+    }
+
+    /// Whether rows have become columns.
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.is_transposed
     }
 
     /// Rows and columns of the weights.
@@ -171,11 +178,37 @@ pub(crate) trait Descend<T: Real>: Apply<T> {
     /// Matrices of state beside the weights.
     const MOMENTS: usize = 0;
 
+    /// Whether [`fold`](Self::fold) may find a rate.
+    const FOLDS: bool = false;
+
     /// [`Apply::apply`] that returns the new weights.
     ///
     /// # Safety
     /// As for [`Apply::apply`].
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V;
+
+    /// What `δ` may be multiplied by before it meets `s̄`, rather than `δ s̄` after: all that becomes of the gradient of one sample, if
+    /// nothing is lost by the order.
+    fn fold(&self, _diff: &[T]) -> Option<T> {
+        None
+    }
+
+    /// [`step`](Self::step) for the outer product of one sample, `δ s̄`; if `FOLDED`, `δ` has been multiplied by what `fold` found.
+    ///
+    /// # Safety
+    /// As for [`Apply::apply`].
+    #[inline(always)]
+    unsafe fn outer<S: Vector<T>, const UNIT: bool, const FOLDED: bool>(
+        &self,
+        simd: S,
+        (diff, mean): (S::V, S::V),
+        row: usize,
+        col: usize,
+        live: usize,
+    ) -> S::V {
+        // SAFETY: passed on.
+        unsafe { self.step::<S, UNIT>(simd, simd.mul_add(diff, mean, simd.splat(T::ZERO)), row, col, live) }
+    }
 }
 
 /// Neither zero nor subnormal, nor infinite: a factor that loses nothing.
@@ -284,11 +317,36 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
 }
 
 impl<T: Real> Descend<T> for Plain<'_, T> {
+    const FOLDS: bool = true;
+
     #[inline(always)]
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
+        // SAFETY: passed on; not folded.
+        unsafe { self.outer::<S, UNIT, true>(simd, (simd.splat(self.0.rate), sums), row, col, live) }
+    }
+
+    /// The rate, unless a product with it underflows or overflows (or is none): `s̄` might bring it back.
+    fn fold(&self, diff: &[T]) -> Option<T> {
+        let (rate, [least, infinity]) = (self.0.rate, [T::NORMAL, f64::INFINITY].map(T::from_f64));
+        let is_lost = |d: T| (d != T::ZERO) & !(((rate * d).abs() >= least) & ((rate * d).abs() < infinity));
+        // Counted, which the compiler does with vectors.
+        (diff.iter().map(|&d| u32::from(is_lost(d))).sum::<u32>() == 0).then_some(rate)
+    }
+
+    #[inline(always)]
+    unsafe fn outer<S: Vector<T>, const UNIT: bool, const FOLDED: bool>(
+        &self,
+        simd: S,
+        (diff, mean): (S::V, S::V),
+        row: usize,
+        col: usize,
+        live: usize,
+    ) -> S::V {
+        let (rate, direction) =
+            if FOLDED { (diff, mean) } else { (simd.splat(self.0.rate), simd.mul_add(diff, mean, simd.splat(T::ZERO))) };
         // SAFETY: contract of `apply`.
         let w = unsafe { self.0.weights.load::<S, UNIT>(simd, row, col, live) };
-        let new = self.0.descend(simd, w, sums);
+        let new = simd.neg_mul_add(rate, direction, simd.mul(simd.splat(self.0.keep), w));
         // SAFETY: contract of `apply`.
         unsafe { self.0.weights.store::<S, UNIT>(simd, row, col, live, new) };
         new

@@ -481,8 +481,8 @@ fn sweeps<T: Scalar>(pools: &[ThreadPool; 7]) -> Vec<Line> {
 }
 
 /// Updates with products; the last [`LARGE`] are shared out over threads.
-fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
-    let mut line = Line::new::<T>(&"online");
+fn online_line<T: Scalar>(name: &str, optimizer: Optimizer, decay: Decay, pools: &[ThreadPool; 7]) -> Line {
+    let mut line = Line::new::<T>(&name);
     let (mut random, mut ways) = (SplitMix64::new(9), SplitMix64::new(109));
     for number in 0..SMALL + LARGE {
         let (m, n) = if number < SMALL { (random.below(40) as usize + 1, random.below(90) as usize + 1) } else { (515, 1030) };
@@ -490,8 +490,7 @@ fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
         let (weights, momentum) = (grid(0), grid(1));
         let vector = |len, k| Grid::<T>::random(1, len, Family::Uniform, 10 * number + k);
         let (diff, mean, next) = (vector(m, 2), vector(n, 3), vector(n, 4));
-        let optimizer = Optimizer::MOMENTUM;
-        let update = Update { optimizer, decay: Decay::Coupled(5e-4), learning_rate: 0.1, step: 1 + number, scale: -0.125 };
+        let update = Update { optimizer, decay, learning_rate: 0.1, step: 1 + number, scale: -0.125 };
         let mut hashes = Vec::new();
         for isa in Isa::available() {
             for (pool, threads) in pools.iter().zip(THREADS) {
@@ -502,7 +501,8 @@ fn online_line<T: Scalar>(pools: &[ThreadPool; 7]) -> Line {
                 let [diff, mean, next] = [&diff, &mean, &next].map(|row| &row.memory[row.begin..][..row.cols]);
                 let mut image = vec![T::ZERO; m];
                 let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
-                let descent = Descent::new(weights.view_mut(), [momentum.view_mut()], update);
+                let moments = [momentum.view_mut()].into_iter().take(optimizer.moments());
+                let descent = Descent::new(weights.view_mut(), moments, update);
                 pool.install(|| online(isa, par, descent, diff, mean, next, &mut image));
                 let mut hash = Hash::of(&image);
                 weights.hash_into(&mut hash);
@@ -732,7 +732,10 @@ fn of_type<T: Scalar>() -> Vec<Line> {
     products::<T>(&pools)
         .into_iter()
         .chain(sweeps::<T>(&pools))
-        .chain([online_line::<T>(&pools)])
+        .chain([
+            online_line::<T>("online", Optimizer::MOMENTUM, Decay::Coupled(5e-4), &pools),
+            online_line::<T>("online/plain", Optimizer::Sgd, Decay::Decoupled(5e-4), &pools),
+        ])
         .chain(sparse_lines::<T>(&pools))
         .chain(vectors::<T>())
         .chain(selections::<T>())

@@ -1,4 +1,5 @@
-//! The update and the product of one sample: the weights of a product of depth 1, and the sums of the promised lanes, to the bit.
+//! The update and the product of one sample: the weights of the promise, which are mostly those of a product of depth 1, and the sums of the
+//! promised lanes, to the bit.
 
 mod common;
 
@@ -12,7 +13,13 @@ use dualprop_reference::bound::{Bounded, dot};
 use dualprop_reference::generate::{Family, generate};
 use faer::Par;
 
-tests_of_both_types!(every_tail_and_layout, large_weights_are_shared_out, nan_stays_in_its_row, misuse_panics);
+tests_of_both_types!(
+    every_tail_and_layout,
+    large_weights_are_shared_out,
+    a_rate_that_does_not_fit_is_not_folded,
+    nan_stays_in_its_row,
+    misuse_panics
+);
 
 /// The last one makes 0/0 of what is not there.
 const OPTIMIZERS: [Optimizer; 4] =
@@ -54,10 +61,28 @@ impl<T: Scalar> Step<T> {
         self.parameters[..=update.optimizer.moments()].iter().map(|grid| grid.relaid(layout)).collect()
     }
 
-    /// Parameters after a product of depth 1.
+    /// `η·scale·δ`, if it comes before the product with `s̄`.
+    fn folded(&self, update: Update) -> Option<Vec<T>> {
+        let is_plain = update.optimizer == Optimizer::Sgd && !matches!(update.decay, Decay::Coupled(_));
+        let rate = T::from_f64(update.learning_rate * update.scale);
+        let is_kept = |d: T| {
+            let factor = (rate * d).to_f64().abs();
+            d == T::ZERO || factor >= T::NORMAL && factor.is_finite()
+        };
+        (is_plain && self.diff.iter().all(|&d| is_kept(d))).then(|| self.diff.iter().map(|&d| rate * d).collect())
+    }
+
+    /// Parameters by the formula if the rate is folded into `δ`, else after a product of depth 1.
     fn updated(&self, update: Update) -> Vec<Grid<T>> {
         let (m, n) = (self.diff.len(), self.mean.len());
         let mut new = self.laid(Layout::default(), update);
+        if let Some(diff) = self.folded(update) {
+            let keep =
+                T::from_f64(if let Decay::Decoupled(lambda) = update.decay { 1.0 - update.learning_rate * lambda } else { 1.0 });
+            let (old, diff) = (&self.parameters[0], &diff);
+            let weight = |i: usize, j: usize| (-diff[i]).mul_add(self.mean[j], keep * old.get(i, j));
+            return vec![Grid::from_fn(m, n, Layout::default(), weight)];
+        }
         let (weights, moments) = new.split_first_mut().expect("weights");
         let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
         let diff = Grid::from_fn(m, 1, Layout::default(), |i, _| self.diff[i]);
@@ -96,8 +121,15 @@ impl<T: Scalar> Step<T> {
         let (weights, moments) = alone.split_first_mut().expect("weights");
         let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
         online::update(isa, par, descent, &self.diff, &self.mean);
-        for (got, wanted) in new.iter().chain(&alone).zip(wanted.iter().chain(&wanted)) {
-            got.check_bits(wanted, &what).unwrap();
+        let mut transposed = self.laid(layout, update);
+        let (weights, moments) = transposed.split_first_mut().expect("weights");
+        let descent = Descent::new(weights.view_mut(), moments.iter_mut().map(Grid::view_mut), update);
+        let Epilogue::Update(descent) = Epilogue::Update(descent).transposed() else { unreachable!("transposed") };
+        online::update(isa, par, descent, &self.mean, &self.diff);
+        for got in [new, alone, transposed] {
+            for (got, wanted) in got.iter().zip(&wanted) {
+                got.check_bits(wanted, &what).unwrap();
+            }
         }
         for (i, (&got, wanted)) in image.iter().zip(self.image(&wanted[0])).enumerate() {
             assert!(same(got, wanted), "product {i} is {got:e}, not {wanted:e}: {what}");
@@ -113,7 +145,7 @@ fn every_tail_and_layout<T: Scalar>() {
         .cycle();
     let mut layouts = Layout::all().collect::<Vec<_>>().into_iter().cycle();
     for m in 0..=9 {
-        for n in (0..=70).chain([127, 128, 129, 261]) {
+        for n in (0..=70).chain([127, 128, 129, 256, 261]) {
             let step = Step::<T>::new(m, n, Family::ALL[(m + n) % 6], (100 * m + n) as u64);
             for isa in Isa::available() {
                 for layout in [Layout::default(), layouts.next().expect("a cycle")] {
@@ -134,13 +166,40 @@ fn every_tail_and_layout<T: Scalar>() {
 }
 
 fn large_weights_are_shared_out<T: Scalar>() {
-    let (m, n) = (517, 1025);
-    assert!(4 * m * n >= SEQUENTIAL, "shared out");
-    let step = Step::<T>::new(m, n, Family::Uniform, 1);
-    for isa in Isa::available() {
-        for threads in [2, 3, 7] {
-            let update = Update { optimizer: Optimizer::ADAM, decay: Decay::None, learning_rate: 0.1, step: 2, scale: -0.5 };
-            step.check(isa, Par::rayon(threads), Layout::default(), update);
+    for (m, n) in [(517, 1025), (517, 1024)] {
+        assert!(4 * m * n >= SEQUENTIAL, "shared out");
+        let step = Step::<T>::new(m, n, Family::Uniform, 1);
+        for (isa, optimizer) in Isa::available().flat_map(|isa| [Optimizer::Sgd, Optimizer::ADAM].map(|rule| (isa, rule))) {
+            for threads in [2, 3, 7] {
+                let update = Update { optimizer, decay: Decay::None, learning_rate: 0.1, step: 2, scale: -0.5 };
+                step.check(isa, Par::rayon(threads), Layout::default(), update);
+            }
+        }
+    }
+}
+
+/// A rate is not folded into `δ` where its product with it loses digits or is infinite, though `s̄` brings both back; zeros lose nothing.
+fn a_rate_that_does_not_fit_is_not_folded<T: Scalar>() {
+    let update = |rate: f64| Update { optimizer: Optimizer::Sgd, decay: Decay::None, learning_rate: rate, step: 1, scale: 1.0 };
+    let tiny = T::NORMAL;
+    let huge = 0.25 / tiny;
+    for (rate, diff, mean, is_folded) in [
+        // Half of it has a digit less.
+        (0.5, 1.1 * tiny, huge, false),
+        (0.5, 2.2 * tiny, huge, true),
+        (0.5, 0.0, huge, true),
+        (0.5, -0.0, huge, true),
+        (1e6, huge, tiny, false),
+        (1.0, huge, tiny, true),
+        (0.5, f64::NAN, 1.0, false),
+        (0.5, f64::INFINITY, 1.0, false),
+    ] {
+        let mut step = Step::<T>::new(9, 40, Family::Uniform, 1);
+        step.diff[5] = T::from_f64(diff);
+        step.mean.fill(T::from_f64(mean));
+        assert_eq!(step.folded(update(rate)).is_some(), is_folded, "{rate:e} · {diff:e}");
+        for isa in Isa::available() {
+            step.check(isa, Par::Seq, Layout::default(), update(rate));
         }
     }
 }
