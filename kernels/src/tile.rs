@@ -67,11 +67,18 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
     fn run<S: Vector<T>>(self, simd: S) {
         let Tiles { mut rows, mut lanes, mut sums, depth, mut count, resume, mut ask } = *self.0;
         // One row of one panel has too few sums in flight, and so have two of a packed one.
-        let together = if R == 1 { 4 } else { 2 };
-        while R <= 2 && rows.jump == 0 && count >= together && (R == 1 || lanes.jump > lanes.step) {
+        while R <= 2 && rows.jump == 0 && count >= 2 && (R == 1 || lanes.jump > lanes.step) {
+            let together = match count {
+                _ if R == 2 => 2,
+                2 | 4 => count,
+                3 | 5 | 6 => 3,
+                _ => 4,
+            };
             match together {
                 // SAFETY: the contracts of `run` for as many tiles, of the same rows.
                 4 => unsafe { abreast::<T, S, R, V, 4>(simd, rows, lanes, sums, depth, resume) },
+                // SAFETY: as above.
+                3 => unsafe { abreast::<T, S, R, V, 3>(simd, rows, lanes, sums, depth, resume) },
                 // SAFETY: as above.
                 _ => unsafe { abreast::<T, S, R, V, 2>(simd, rows, lanes, sums, depth, resume) },
             }
