@@ -175,43 +175,36 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     }
 
     #[inline(always)]
-    fn ordered<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const N: usize>(self, simd: S) {
+    fn ordered<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const N: usize>(mut self, simd: S) {
+        let m = self.diff.len();
         let row = size_of_val(self.mean);
-        let bytes = self.diff.len() * row * (1 + A::MOMENTS);
-        if !IMAGE && K == 1 && row.is_multiple_of(ALIKE) && bytes <= LAST_LEVEL {
-            self.halves::<S, UNIT, FOLDED, K, N>(simd);
+        let bytes = m * row * (1 + A::MOMENTS);
+        let halves = UNIT && !IMAGE && K == 1 && row.is_multiple_of(ALIKE) && bytes <= LAST_LEVEL;
+        let done = if !UNIT || halves {
+            0
         } else if A::MOMENTS > 0 || IMAGE && row <= NEAR && bytes > SECOND_LEVEL {
-            self.groups::<S, UNIT, FOLDED, K, 2, N>(simd);
+            self.groups::<S, UNIT, FOLDED, K, 2, N>(simd)
         } else {
-            self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd);
+            self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd)
+        };
+        for i in done..m {
+            // Of two halves in turn; the last row of an odd number is on its own.
+            let row = if halves && i < m / 2 * 2 { i / 2 + i % 2 * (m / 2) } else { i };
+            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
         }
     }
 
+    /// Groups of `R` rows; returns how many rows are in one.
     #[inline(always)]
     fn groups<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
-        mut self,
+        &mut self,
         simd: S,
-    ) {
+    ) -> usize {
         let apart = self.diff.len() / R;
         for row in 0..apart {
             self.group::<S, UNIT, FOLDED, K, R, N>(simd, row, apart);
         }
-        for row in apart * R..self.diff.len() {
-            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
-        }
-    }
-
-    /// Whole rows, in turn of the upper half and the lower one.
-    #[inline(always)]
-    fn halves<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const N: usize>(mut self, simd: S) {
-        let half = self.diff.len() / 2;
-        for row in 0..half {
-            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
-            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row + half, 0);
-        }
-        for row in 2 * half..self.diff.len() {
-            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
-        }
+        apart * R
     }
 
     /// 1, 2 or 4 rows that are `apart`, in runs of `N` lines.
@@ -232,7 +225,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let length = K * S::LANES;
         let mut line = 0;
         while line + N * length <= n {
-            // SAFETY: `N` lines of whole vectors; `rows` has asked for `UNIT`, `groups` and `halves` give each row to one group.
+            // SAFETY: `N` lines of whole vectors; `rows` has asked for `UNIT`; `ordered` and `groups` give each row to one group.
             unsafe { self.lines::<S, UNIT, FOLDED, K, R, N>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
             line += N * length;
         }
