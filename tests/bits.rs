@@ -176,10 +176,10 @@ fn strides_change_no_bit() {
 fn layouts_change_no_bit_of_a_step_of_one_sample() {
     let (n_out, n_in) = (37, 83);
     let old = uniform::<f32>(n_out, n_in, [-1.0, 1.0], 1);
-    // The sample is the middle row of three: each column is on its own.
     let [diff, mean, next] =
         [(n_out, 2), (n_in, 3), (n_in, 4)].map(|(n, seed)| uniform::<f32>(3, n, [-1.0, 1.0], seed).subrows(1, 1).to_owned());
     let near = [&diff, &mean, &next].map(|row| row.row(0).iter().copied().collect::<Vec<f32>>());
+    // The middle row of three, whose numbers are not side by side.
     let far = [&diff, &mean].map(|row| Mat::from_fn(3, row.ncols(), |i, j| if i == 1 { row[(0, j)] } else { 7.0 }));
     let mut work = Workspace::new(&runtime());
     for optimizer in [Optimizer::Sgd, Optimizer::MOMENTUM] {
