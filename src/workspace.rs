@@ -69,20 +69,18 @@ impl<T: Real> Workspace<T> {
         &self.runtime
     }
 
-    /// `below·Wᵀ` (`batch × n_out`) with weights read where they are, each block of them packed while it is near.
+    /// `below·Wᵀ` (`batch × n_out`) with weights read where they are: turned in registers for few samples, else each block of them packed while it is
+    /// near; but where samples nearly fill a vector, and sums are so deep that results far apart do not matter, these are the lanes.
     pub(crate) fn forward(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
-        let (isa, par) = (self.runtime.isa(), self.runtime.par());
-        let blocking = Blocking::on_the_fly(below.nrows());
-        product(isa, par, Rows::View(below), Lanes::View(weights.transpose()), epilogue, blocking, &mut self.scratch);
-    }
-
-    /// [`forward`](Self::forward) for no more samples than a vector has lanes: they are the lanes, and no weight is packed.
-    pub(crate) fn forward_few(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
-        let (isa, par) = (self.runtime.isa(), self.runtime.par());
-        self.panels.pack(isa, Par::Seq, below.transpose());
-        let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
-        let blocking = Blocking::streaming_rows::<T>(isa, below.ncols());
-        product(isa, par, rows, lanes, epilogue.transposed(), blocking, &mut self.scratch);
+        let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), below.nrows());
+        if (isa.few() + 1..=isa.lanes::<T>()).contains(&batch) && below.ncols() >= 512 {
+            self.panels.pack(isa, Par::Seq, below.transpose());
+            let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
+            let blocking = Blocking::streaming_rows::<T>(isa, below.ncols());
+            return product(isa, par, rows, lanes, epilogue.transposed(), blocking, &mut self.scratch);
+        }
+        let (rows, lanes) = (Rows::View(below), Lanes::View(weights.transpose()));
+        product(isa, par, rows, lanes, epilogue, Blocking::on_the_fly(batch), &mut self.scratch);
     }
 
     /// `rows·panels` for a batch and packed weights.

@@ -26,7 +26,7 @@ impl<T: Real, S: Vector<T>, K: Kernel<T>> WithSimd for Entered<S, K, T> {
 }
 
 macro_rules! isa_table {
-    ($( $(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])* $isa:ident($token:ty) = $name:literal, MR $mr:literal, NV $nv:literal, $probe:expr; )*) => {
+    ($( $(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])* $isa:ident($token:ty) = $name:literal, MR $mr:literal, NV $nv:literal, FEW $few:literal, $probe:expr; )*) => {
         /// An instruction set that this process may use; holding one is the proof.
         #[derive(Clone, Copy, Debug)]
         #[non_exhaustive]
@@ -51,6 +51,12 @@ macro_rules! isa_table {
                 match self { $( $(#[cfg($cfg)])* Isa::$isa(_) => ($mr, $nv), )* }
             }
 
+            /// Rows of a product up to which contiguous columns of its right operand are turned in registers rather than packed: as many as that is
+            /// faster for, none where there are no shuffles for it.
+            pub const fn few(self) -> usize {
+                match self { $( $(#[cfg($cfg)])* Isa::$isa(_) => $few, )* }
+            }
+
             /// Enters the feature context for one element type; [`Isa::run`] is the way to call it.
             #[inline(always)]
             pub(crate) fn enter_f32<K: Kernel<f32>>(self, kernel: K) -> K::Output {
@@ -73,13 +79,13 @@ macro_rules! isa_table {
 // MR·NV sums, NV loads and a broadcast stay below the register count: at exactly 16 on AVX2 a sum is spilled in every step.
 isa_table! {
     /// 512-bit vectors, 32 registers.
-    #[cfg(target_arch = "x86_64")]  Avx512(pulp::x86::V4)     = "avx512",   MR 8, NV 3, pulp::x86::V4::try_new();
+    #[cfg(target_arch = "x86_64")]  Avx512(pulp::x86::V4)     = "avx512",   MR 8, NV 3, FEW 12, pulp::x86::V4::try_new();
     /// 256-bit vectors, 16 registers, with FMA.
-    #[cfg(target_arch = "x86_64")]  Avx2(pulp::x86::V3)       = "avx2",     MR 6, NV 2, pulp::x86::V3::try_new();
+    #[cfg(target_arch = "x86_64")]  Avx2(pulp::x86::V3)       = "avx2",     MR 6, NV 2, FEW 4, pulp::x86::V3::try_new();
     /// 128-bit vectors, 32 registers.
-    #[cfg(target_arch = "aarch64")] Neon(pulp::aarch64::Neon) = "neon",     MR 8, NV 3, pulp::aarch64::Neon::try_new();
+    #[cfg(target_arch = "aarch64")] Neon(pulp::aarch64::Neon) = "neon",     MR 8, NV 3, FEW 0, pulp::aarch64::Neon::try_new();
     /// Scalar code with the platform's `fma`: there to be right, not fast.
-    Portable(pulp::Scalar)                                    = "portable", MR 4, NV 2, Some(pulp::Scalar::new());
+    Portable(pulp::Scalar)                                    = "portable", MR 4, NV 2, FEW 0, Some(pulp::Scalar::new());
 }
 
 /// Why an instruction set cannot be had by name.

@@ -34,4 +34,5 @@ pub mod sparse;
 pub mod strided;
 pub mod threads;
 mod tile;
+mod turned;
 pub mod vector;

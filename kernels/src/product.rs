@@ -25,6 +25,7 @@ use crate::isa::{Isa, Kernel};
 use crate::pack::{Bands, Panels, pack_blocks, panel_width};
 use crate::threads;
 use crate::tile::{self, Ask, NOTHING, Operand, Tiles};
+use crate::turned::{self, Turned};
 use crate::vector::{Real, Vector};
 
 /// What happens to a finished sum: the inner part of an [`Epilogue`], compiled for each instruction set.
@@ -339,7 +340,7 @@ pub enum Rows<'a, T> {
 #[derive(Clone, Copy, Debug)]
 pub enum Lanes<'a, T> {
     /// Read where it is if its columns have unit stride, else packed block by block; each block of a large one is asked for while the one before
-    /// is worked on.
+    /// is worked on. With few rows ([`Isa::few`]) and contiguous columns neither: these are turned in registers.
     View(MatRef<'a, T>),
     /// Packed and asked for like that whatever its strides: right for an operand that is far away, if many rows meet each block.
     Piecewise(MatRef<'a, T>),
@@ -524,6 +525,8 @@ struct Work<'a, T> {
     lanes: Lanes<'a, T>,
     epilogue: &'a dyn Finish<T>,
     time: Time,
+    /// Few rows, and lanes that are turned in registers.
+    turns: bool,
     m: usize,
     n: usize,
     depth: usize,
@@ -552,8 +555,10 @@ impl<'a, T: Real> Work<'a, T> {
             mc if parts > 1 => m.div_ceil(parts * m.div_ceil(parts * mc)),
             mc => mc.next_multiple_of(mr),
         };
-        let kc = blocking.kc.clamp(1, depth.max(1));
+        let turns = matches!((rows, lanes), (Rows::View(_), Lanes::View(view)) if m <= isa.few() && view.row_stride() == 1 && view.col_stride() != 1);
+        let kc = if turns { depth } else { blocking.kc }.clamp(1, depth.max(1));
         let time = match epilogue.time() {
+            _ if turns => Time::Afterwards,
             // Needs a whole band in a block, and some multiply-adds to hide behind.
             Time::Beside if mc > mr || kc < depth || depth < 8 => Time::Afterwards,
             time => time,
@@ -577,10 +582,10 @@ impl<'a, T: Real> Work<'a, T> {
         let group = if parts > 1 { col_blocks } else { blocking.group.max(1) };
         let grid = Grid { row_blocks, col_blocks, group };
         let tasks = threads.min(grid.len());
-        let pack_len = if matches!(lanes, Lanes::Packed(_)) { 0 } else { kc * width };
+        let pack_len = if turns || matches!(lanes, Lanes::Packed(_)) { 0 } else { kc * width };
         let places = if time == Time::Beside { 2 } else { 1 };
         let part = (places * mc * nc * width + pack_len).next_multiple_of(64 / size_of::<T>()) + APART / size_of::<T>();
-        Self { isa, rows, lanes, epilogue, time, m, n, depth, mr, nv, width, mc, kc, nc, grid, tasks, part }
+        Self { isa, rows, lanes, epilogue, time, turns, m, n, depth, mr, nv, width, mc, kc, nc, grid, tasks, part }
     }
 
     /// Elements of scratch for all tasks.
@@ -636,6 +641,11 @@ impl<'a, T: Real> Work<'a, T> {
             while panel < panels {
                 let j0 = (panel0 + panel) * self.width;
                 let cols = self.width.min(self.n - j0);
+                if self.turns {
+                    self.turned((i0, height), (j0, cols), &mut sums[panel * self.width..], stride);
+                    panel += 1;
+                    continue;
+                }
                 // Panels that lie as they should, and one behind the other.
                 let alike = if self.lies_well(cols) { (self.n - j0).div_euclid(self.width).clamp(1, panels - panel) } else { 1 };
                 let lanes = self.right(p0, deep, j0, cols, packed);
@@ -682,6 +692,24 @@ impl<'a, T: Real> Work<'a, T> {
         }
         self.finish(part, &sums[done - panel0 * self.width..]);
         None
+    }
+
+    /// Sums of `high` rows from `i0` and `cols` columns from `j0`, which are turned, over the whole depth.
+    fn turned(&self, (i0, high): (usize, usize), (j0, cols): (usize, usize), sums: &mut [T], stride: usize) {
+        let (Lanes::View(view) | Lanes::Piecewise(view)) = self.lanes else { unreachable!("packed lanes are not turned") };
+        let columns = Operand {
+            at: view.as_ptr().wrapping_offset(j0 as isize * view.col_stride()),
+            row: view.col_stride(),
+            step: 1,
+            jump: 0,
+        };
+        let sums = Operand { at: sums.as_mut_ptr(), row: stride as isize, step: 0, jump: 0 };
+        let turned = Turned { rows: self.left(0, i0), high, columns, cols, sums, depth: self.depth };
+        // SAFETY: `1 ≤ high`, and
+        // 1. `self.left` is good for `high` rows, since they are not packed (`turns`);
+        // 2. `cols` columns from `j0` are contiguous (`turns`);
+        // 3. `sums` has `high` rows of `stride` elements, of which a panel of whole vectors is ours.
+        unsafe { turned::run(self.isa, &turned) };
     }
 
     /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns from `j0`, the first of them at `lanes`, over one block of depth.

@@ -20,6 +20,7 @@ tests_of_both_types!(
     every_form_and_blocking,
     threads,
     single_rows,
+    few_rows,
     far_operands,
     every_block_is_worked_on_once,
     small_integers_are_exact,
@@ -127,6 +128,42 @@ fn single_rows<T: Scalar>() {
                     for packed in [false, true] {
                         let call = Call { cut, lanes: Form { packed, layout: Layout::default() }, ..Call::plain() };
                         stored(&call, isa, &rows, &lanes, T::ONE).check_bits(&chains, &(isa.name(), call, problem)).unwrap();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows that are few enough for contiguous columns to be turned in registers, and one more; columns and depth with tails on either side of a vector.
+fn few_rows<T: Scalar>() {
+    for isa in Isa::available() {
+        let (lanes, width) = (isa.lanes::<T>(), isa.tile().1 * isa.lanes::<T>());
+        for m in 1..=isa.few() + 1 {
+            for n in [1, lanes - lanes / 2, lanes, lanes + 1, width + 2 * lanes - 1] {
+                for depth in [1, lanes.div_ceil(2), lanes + 1, 5 * lanes - 1] {
+                    let problem = Problem { m, n, depth, families: [Family::Uniform, Family::Mixed], seed: 31 };
+                    let (rows, columns) = (problem.rows::<T>(), problem.lanes());
+                    let chains = chains(&rows, &columns);
+                    for (padding, reversed) in [(0, false), (3, false), (1, true)] {
+                        let far = |by_columns| Layout {
+                            by_columns,
+                            padding,
+                            rows_reversed: !by_columns && reversed,
+                            cols_reversed: reversed,
+                        };
+                        let form = |by_columns| Form { packed: false, layout: far(by_columns) };
+                        for rows_by_columns in [false, true] {
+                            let call = Call {
+                                rows: form(rows_by_columns),
+                                lanes: form(true),
+                                operands: [far(false); 3],
+                                ..Call::plain()
+                            };
+                            stored(&call, isa, &rows, &columns, T::ONE)
+                                .check_bits(&chains, &(isa.name(), call, problem))
+                                .unwrap();
+                        }
                     }
                 }
             }

@@ -226,9 +226,8 @@ pub(crate) fn push<'w, 's, T: Real>(
     y: MatMut<'_, T>,
     work: &mut Workspace<T>,
 ) {
-    let lanes = work.runtime().isa().lanes::<T>();
     let multiply = |l: usize, from: MatRef<'_, T>, epilogue: Epilogue<'_, T>, work: &mut Workspace<T>| {
-        if from.nrows() <= lanes { work.forward_few(factor(l), from, epilogue) } else { work.forward(factor(l), from, epilogue) }
+        work.forward(factor(l), from, epilogue);
     };
     through(0..factors, |l| factor(l).nrows(), slopes, multiply, x, y, work);
 }

@@ -96,9 +96,7 @@ impl<T: Real> Operator<T> for Dense<'_, T> {
     }
 
     fn apply(&self, x: MatRef<'_, T>, y: MatMut<'_, T>, work: &mut Workspace<T>) {
-        let few = x.nrows() <= work.runtime().isa().lanes::<T>();
-        let store = Epilogue::Store { out: Output::new(y), scale: T::ONE };
-        if few { work.forward_few(self.matrix(), x, store) } else { work.forward(self.matrix(), x, store) }
+        work.forward(self.matrix(), x, Epilogue::Store { out: Output::new(y), scale: T::ONE });
     }
 
     fn apply_transposed(&self, y: MatRef<'_, T>, x: MatMut<'_, T>, work: &mut Workspace<T>) {

@@ -1,7 +1,7 @@
 //! What portable vectors cannot express, with the portable form beside it.
 
-use crate::isa::Isa;
-use crate::vector::Real;
+use crate::isa::{Isa, Kernel};
+use crate::vector::{Real, Vector};
 use pulp::Simd;
 
 #[cfg(target_arch = "x86_64")]
@@ -39,6 +39,23 @@ pub(crate) fn pick<S: Simd>(simd: S, mut index: S::f32s, table: &[f32; 16]) -> S
     index
 }
 
+/// LANES/2 elements from each of LANES columns, turned: vector `r` of the result has element `r` of every column `c`, which begins at `column(c)`.
+/// `None` where there is nothing faster than element by element.
+///
+/// # Safety
+/// For every `c < LANES` these elements are readable.
+#[inline(always)]
+pub(crate) unsafe fn turn<T: Real, S: Vector<T>>(simd: S, column: impl Fn(usize) -> *const T) -> Option<[S::V; 8]> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the contract.
+    return unsafe { x86_64::turn(simd, column) };
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (simd, column);
+        None
+    }
+}
+
 /// Side of the squares that [`transpose`] moves: a vector of the instruction set, but no less than 8.
 pub(crate) fn square<T: Real>(isa: Isa) -> usize {
     isa.lanes::<T>().max(8)
@@ -50,26 +67,46 @@ pub(crate) fn square<T: Real>(isa: Isa) -> usize {
 /// `from + c·stride` is readable for `n·squares` elements for every `c < n`; `to + r·width` is writable for `n` elements for every
 /// `r < n·squares`; the two do not overlap.
 pub(crate) unsafe fn transpose<T: Real>(isa: Isa, from: *const T, stride: isize, to: *mut T, width: usize, squares: usize) {
-    // `Real` is f32 or f64, told apart by size.
-    #[cfg(target_arch = "x86_64")]
-    match (isa, size_of::<T>()) {
-        // SAFETY: the set is AVX-512, whose square is 16 for f32; the rest is passed on.
-        (Isa::Avx512(_), 4) => return unsafe { x86_64::transpose_f32x16(from.cast(), stride, to.cast(), width, squares) },
-        // SAFETY: the set is AVX2, whose square is 8 for f32; the rest is passed on.
-        (Isa::Avx2(_), 4) => return unsafe { x86_64::transpose_f32x8(from.cast(), stride, to.cast(), width, squares) },
-        // SAFETY: both sets include AVX2, and the square is 8 for f64; the rest is passed on.
-        (Isa::Avx512(_) | Isa::Avx2(_), _) => unsafe {
-            return x86_64::transpose_f64x4(from.cast(), stride, to.cast(), width, squares);
-        },
-        _ => {}
-    }
-    let n = square::<T>(isa);
-    for c in 0..n {
-        for r in 0..n * squares {
-            // SAFETY: `c < n`, `r < n·squares` (contract).
-            let x = unsafe { *from.wrapping_offset(c as isize * stride).wrapping_add(r) };
-            // SAFETY: as above.
-            unsafe { *to.wrapping_add(r * width + c) = x };
+    let side = square::<T>(isa);
+    isa.run::<T, _>(Squares { from, stride, to, width, side, deep: side * squares });
+}
+
+struct Squares<T> {
+    from: *const T,
+    stride: isize,
+    to: *mut T,
+    width: usize,
+    side: usize,
+    deep: usize,
+}
+
+impl<T: Real> Kernel<T> for Squares<T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vector<T>>(self, simd: S) {
+        let Squares { from, stride, to, width, side, deep } = self;
+        let step = (S::LANES / 2).max(1);
+        for r in (0..deep).step_by(step) {
+            for c in (0..side).step_by(S::LANES) {
+                let column = |lane: usize| from.wrapping_offset((c + lane) as isize * stride).wrapping_add(r);
+                // SAFETY: `c + LANES ≤ side`, `r + LANES/2 ≤ deep`: both are multiples (contract of `transpose`).
+                if let Some(rows) = unsafe { turn(simd, column) } {
+                    for (i, &row) in rows.iter().enumerate().take(step) {
+                        // SAFETY: as above.
+                        unsafe { to.wrapping_add((r + i) * width + c).cast::<S::V>().write_unaligned(row) };
+                    }
+                    continue;
+                }
+                for i in 0..step {
+                    for lane in 0..S::LANES {
+                        // SAFETY: as above.
+                        let x = unsafe { *column(lane).wrapping_add(i) };
+                        // SAFETY: as above.
+                        unsafe { *to.wrapping_add((r + i) * width + c + lane) = x };
+                    }
+                }
+            }
         }
     }
 }

@@ -8,6 +8,8 @@ use core::arch::x86_64::*;
 use pulp::Simd;
 use pulp::x86::{V3, V4};
 
+use crate::vector::{Real, Vector};
+
 #[inline(always)]
 pub(super) fn prefetch(at: *const i8) {
     // SAFETY: a hint: it reads nothing and never faults; SSE belongs to x86-64.
@@ -38,104 +40,151 @@ pub(super) fn pick<S: Simd>(simd: S, index: S::f32s, table: &[f32; 16]) -> Optio
     Some(cast(simd.avx._mm256_blendv_ps(low, high, upper)))
 }
 
+/// `arch::turn` by half vectors from memory and shuffles, where there are any.
+///
 /// # Safety
-/// As `arch::transpose`, with squares of 16.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn transpose_f32x16(from: *const f32, stride: isize, to: *mut f32, width: usize, squares: usize) {
-    for q in 0..squares {
-        let mut r = [_mm512_setzero_ps(); 16];
-        for (c, r) in r.iter_mut().enumerate() {
-            // SAFETY: 16 elements of column `c`, square `q` (contract).
-            *r = unsafe { _mm512_loadu_ps(from.wrapping_offset(c as isize * stride).wrapping_add(16 * q)) };
+/// As `arch::turn`.
+#[inline(always)]
+pub(super) unsafe fn turn<T: Real, S: Vector<T>>(simd: S, column: impl Fn(usize) -> *const T) -> Option<[S::V; 8]> {
+    let set: &dyn Any = &simd;
+    let mut rows = [simd.splat(T::ZERO); 8];
+    // `Real` is f32 or f64, told apart by size.
+    if let Some(&set) = set.downcast_ref::<V4>() {
+        if size_of::<T>() == 4 {
+            // SAFETY: vectors of 16 (contract).
+            rows = cast(unsafe { turn_f32x16(set, column) });
+        } else {
+            // SAFETY: vectors of 8 (contract).
+            rows[..4].copy_from_slice(&cast::<_, [S::V; 4]>(unsafe { turn_f64x8(set, column) }));
         }
-        // Rows 4h..4h+4 become, in each 128-bit lane, the transposed 4 × 4 of those rows.
-        let mut t = [_mm512_setzero_ps(); 16];
-        for h in 0..4 {
-            let a = _mm512_unpacklo_ps(r[4 * h], r[4 * h + 1]);
-            let b = _mm512_unpackhi_ps(r[4 * h], r[4 * h + 1]);
-            let c = _mm512_unpacklo_ps(r[4 * h + 2], r[4 * h + 3]);
-            let d = _mm512_unpackhi_ps(r[4 * h + 2], r[4 * h + 3]);
-            t[4 * h] = _mm512_shuffle_ps::<0x44>(a, c);
-            t[4 * h + 1] = _mm512_shuffle_ps::<0xEE>(a, c);
-            t[4 * h + 2] = _mm512_shuffle_ps::<0x44>(b, d);
-            t[4 * h + 3] = _mm512_shuffle_ps::<0xEE>(b, d);
-        }
-        // Lane l of t[4h + i] holds column 4l + i of rows 4h..4h+4: transpose the 4 × 4 of lanes.
-        for i in 0..4 {
-            let a = _mm512_shuffle_f32x4::<0x44>(t[i], t[4 + i]);
-            let b = _mm512_shuffle_f32x4::<0xEE>(t[i], t[4 + i]);
-            let c = _mm512_shuffle_f32x4::<0x44>(t[8 + i], t[12 + i]);
-            let d = _mm512_shuffle_f32x4::<0xEE>(t[8 + i], t[12 + i]);
-            r[i] = _mm512_shuffle_f32x4::<0x88>(a, c);
-            r[4 + i] = _mm512_shuffle_f32x4::<0xDD>(a, c);
-            r[8 + i] = _mm512_shuffle_f32x4::<0x88>(b, d);
-            r[12 + i] = _mm512_shuffle_f32x4::<0xDD>(b, d);
-        }
-        for (p, r) in r.iter().enumerate() {
-            // SAFETY: 16 elements of row `16q + p` (contract).
-            unsafe { _mm512_storeu_ps(to.wrapping_add((16 * q + p) * width), *r) };
-        }
+        return Some(rows);
     }
+    let &set = set.downcast_ref::<V3>()?;
+    if size_of::<T>() == 4 {
+        // SAFETY: vectors of 8 (contract).
+        rows[..4].copy_from_slice(&cast::<_, [S::V; 4]>(unsafe { turn_f32x8(set, column) }));
+    } else {
+        // SAFETY: vectors of 4 (contract).
+        rows[..2].copy_from_slice(&cast::<_, [S::V; 2]>(unsafe { turn_f64x4(set, column) }));
+    }
+    Some(rows)
+}
+
+/// Half a vector from `low` and half a one from `high`.
+///
+/// # Safety
+/// Both are readable.
+#[inline(always)]
+unsafe fn halves_512<T>(simd: V4, low: *const T, high: *const T) -> __m512 {
+    // SAFETY: contract.
+    let low = unsafe { low.cast::<__m256>().read_unaligned() };
+    // SAFETY: as above.
+    let high = unsafe { high.cast::<__m256>().read_unaligned() };
+    simd.avx512dq._mm512_insertf32x8::<1>(simd.avx512f._mm512_castps256_ps512(low), high)
+}
+
+/// Half a vector from `low` and half a one from `high`.
+///
+/// # Safety
+/// Both are readable.
+#[inline(always)]
+unsafe fn halves_256<T>(simd: V3, low: *const T, high: *const T) -> __m256 {
+    // SAFETY: contract.
+    let low = unsafe { low.cast::<__m128>().read_unaligned() };
+    // SAFETY: as above.
+    let high = unsafe { high.cast::<__m128>().read_unaligned() };
+    simd.avx._mm256_insertf128_ps::<1>(simd.avx._mm256_castps128_ps256(low), high)
 }
 
 /// # Safety
-/// As `arch::transpose`, with squares of 8.
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn transpose_f32x8(from: *const f32, stride: isize, to: *mut f32, width: usize, squares: usize) {
-    for q in 0..squares {
-        let mut r = [_mm256_setzero_ps(); 8];
-        for (c, r) in r.iter_mut().enumerate() {
-            // SAFETY: 8 elements of column `c`, square `q` (contract).
-            *r = unsafe { _mm256_loadu_ps(from.wrapping_offset(c as isize * stride).wrapping_add(8 * q)) };
-        }
-        let mut t = [_mm256_setzero_ps(); 8];
-        for h in 0..4 {
-            t[2 * h] = _mm256_unpacklo_ps(r[2 * h], r[2 * h + 1]);
-            t[2 * h + 1] = _mm256_unpackhi_ps(r[2 * h], r[2 * h + 1]);
-        }
-        for h in 0..2 {
-            let (a, b, c, d) = (t[4 * h], t[4 * h + 1], t[4 * h + 2], t[4 * h + 3]);
-            r[4 * h] = _mm256_shuffle_ps::<0x44>(a, c);
-            r[4 * h + 1] = _mm256_shuffle_ps::<0xEE>(a, c);
-            r[4 * h + 2] = _mm256_shuffle_ps::<0x44>(b, d);
-            r[4 * h + 3] = _mm256_shuffle_ps::<0xEE>(b, d);
-        }
-        for h in 0..4 {
-            t[h] = _mm256_permute2f128_ps::<0x20>(r[h], r[h + 4]);
-            t[h + 4] = _mm256_permute2f128_ps::<0x31>(r[h], r[h + 4]);
-        }
-        for (p, t) in t.iter().enumerate() {
-            // SAFETY: 8 elements of row `8q + p` (contract).
-            unsafe { _mm256_storeu_ps(to.wrapping_add((8 * q + p) * width), *t) };
-        }
+/// As `arch::turn`.
+#[inline(always)]
+unsafe fn turn_f32x16<T>(simd: V4, column: impl Fn(usize) -> *const T) -> [__m512; 8] {
+    let set = simd.avx512f;
+    // In lanes of 128 bits: four elements of columns `c` twice, and of columns `c + 4` twice. Then, lane by lane, four columns of one element.
+    let mut turned = [[set._mm512_setzero_ps(); 4]; 2];
+    for (h, turned) in turned.iter_mut().enumerate() {
+        let c = 8 * h;
+        // SAFETY: columns below 16, 8 elements of each (contract).
+        let r0 = unsafe { halves_512(simd, column(c), column(c + 4)) };
+        // SAFETY: as above.
+        let r1 = unsafe { halves_512(simd, column(c + 1), column(c + 5)) };
+        // SAFETY: as above.
+        let r2 = unsafe { halves_512(simd, column(c + 2), column(c + 6)) };
+        // SAFETY: as above.
+        let r3 = unsafe { halves_512(simd, column(c + 3), column(c + 7)) };
+        let (a, b) = (set._mm512_unpacklo_ps(r0, r1), set._mm512_unpackhi_ps(r0, r1));
+        let (c, d) = (set._mm512_unpacklo_ps(r2, r3), set._mm512_unpackhi_ps(r2, r3));
+        turned[0] = set._mm512_shuffle_ps::<0x44>(a, c);
+        turned[1] = set._mm512_shuffle_ps::<0xEE>(a, c);
+        turned[2] = set._mm512_shuffle_ps::<0x44>(b, d);
+        turned[3] = set._mm512_shuffle_ps::<0xEE>(b, d);
     }
+    // Even lanes have elements 0 to 3, odd ones 4 to 7.
+    let [low, high] = turned;
+    let mut rows = [set._mm512_setzero_ps(); 8];
+    for i in 0..4 {
+        rows[i] = set._mm512_shuffle_f32x4::<0x88>(low[i], high[i]);
+        rows[4 + i] = set._mm512_shuffle_f32x4::<0xDD>(low[i], high[i]);
+    }
+    rows
 }
 
 /// # Safety
-/// As `arch::transpose`, with squares of 8.
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn transpose_f64x4(from: *const f64, stride: isize, to: *mut f64, width: usize, squares: usize) {
-    for q in 0..2 * squares {
-        for half in 0..2 {
-            let mut r = [_mm256_setzero_pd(); 4];
-            for (c, r) in r.iter_mut().enumerate() {
-                // SAFETY: 4 elements of column `4·half + c < 8` from `4q ≤ 8·squares − 4` (contract).
-                *r = unsafe { _mm256_loadu_pd(from.wrapping_offset((4 * half + c) as isize * stride).wrapping_add(4 * q)) };
-            }
-            let a = _mm256_unpacklo_pd(r[0], r[1]);
-            let b = _mm256_unpackhi_pd(r[0], r[1]);
-            let c = _mm256_unpacklo_pd(r[2], r[3]);
-            let d = _mm256_unpackhi_pd(r[2], r[3]);
-            let t = [
-                _mm256_permute2f128_pd::<0x20>(a, c),
-                _mm256_permute2f128_pd::<0x20>(b, d),
-                _mm256_permute2f128_pd::<0x31>(a, c),
-                _mm256_permute2f128_pd::<0x31>(b, d),
-            ];
-            for (p, t) in t.iter().enumerate() {
-                // SAFETY: 4 elements of row `4q + p < 8·squares` from column `4·half` (contract).
-                unsafe { _mm256_storeu_pd(to.wrapping_add((4 * q + p) * width + 4 * half), *t) };
-            }
-        }
+/// As `arch::turn`.
+#[inline(always)]
+unsafe fn turn_f64x8<T>(simd: V4, column: impl Fn(usize) -> *const T) -> [__m512d; 4] {
+    let set = simd.avx512f;
+    // As above, with two elements in a lane.
+    let mut turned = [[set._mm512_setzero_pd(); 2]; 2];
+    for (h, turned) in turned.iter_mut().enumerate() {
+        let c = 4 * h;
+        // SAFETY: columns below 8, 4 elements of each (contract).
+        let r0 = set._mm512_castps_pd(unsafe { halves_512(simd, column(c), column(c + 2)) });
+        // SAFETY: as above.
+        let r1 = set._mm512_castps_pd(unsafe { halves_512(simd, column(c + 1), column(c + 3)) });
+        *turned = [set._mm512_unpacklo_pd(r0, r1), set._mm512_unpackhi_pd(r0, r1)];
     }
+    let [low, high] = turned;
+    [
+        set._mm512_shuffle_f64x2::<0x88>(low[0], high[0]),
+        set._mm512_shuffle_f64x2::<0x88>(low[1], high[1]),
+        set._mm512_shuffle_f64x2::<0xDD>(low[0], high[0]),
+        set._mm512_shuffle_f64x2::<0xDD>(low[1], high[1]),
+    ]
+}
+
+/// # Safety
+/// As `arch::turn`.
+#[inline(always)]
+unsafe fn turn_f32x8<T>(simd: V3, column: impl Fn(usize) -> *const T) -> [__m256; 4] {
+    let set = simd.avx;
+    // SAFETY: columns below 8, 4 elements of each (contract).
+    let r0 = unsafe { halves_256(simd, column(0), column(4)) };
+    // SAFETY: as above.
+    let r1 = unsafe { halves_256(simd, column(1), column(5)) };
+    // SAFETY: as above.
+    let r2 = unsafe { halves_256(simd, column(2), column(6)) };
+    // SAFETY: as above.
+    let r3 = unsafe { halves_256(simd, column(3), column(7)) };
+    let (a, b) = (set._mm256_unpacklo_ps(r0, r1), set._mm256_unpackhi_ps(r0, r1));
+    let (c, d) = (set._mm256_unpacklo_ps(r2, r3), set._mm256_unpackhi_ps(r2, r3));
+    [
+        set._mm256_shuffle_ps::<0x44>(a, c),
+        set._mm256_shuffle_ps::<0xEE>(a, c),
+        set._mm256_shuffle_ps::<0x44>(b, d),
+        set._mm256_shuffle_ps::<0xEE>(b, d),
+    ]
+}
+
+/// # Safety
+/// As `arch::turn`.
+#[inline(always)]
+unsafe fn turn_f64x4<T>(simd: V3, column: impl Fn(usize) -> *const T) -> [__m256d; 2] {
+    let set = simd.avx;
+    // SAFETY: columns below 4, 2 elements of each (contract).
+    let r0 = set._mm256_castps_pd(unsafe { halves_256(simd, column(0), column(2)) });
+    // SAFETY: as above.
+    let r1 = set._mm256_castps_pd(unsafe { halves_256(simd, column(1), column(3)) });
+    [set._mm256_unpacklo_pd(r0, r1), set._mm256_unpackhi_pd(r0, r1)]
 }
