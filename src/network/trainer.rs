@@ -161,7 +161,8 @@ impl<T: Real> Trainer<T> {
                 draw(&mut weights, Init::LecunNormal, &mut Counter::new(settings.seed, (layers + k) as u64));
                 weights
             });
-            Synapse::new(settings.optimizer, n_out, n_in, feedback, repeats)
+            // The inputs of the first layer do not change between two updates.
+            Synapse::new(settings.optimizer, n_out, n_in, feedback, repeats && (k > 0 || !settings.skip))
         };
         let norm = |k: usize| {
             let tracking = settings.norms.unwrap_or(Tracking { seed: settings.seed, ..Tracking::new() });
