@@ -6,7 +6,7 @@
 use crate::activation::{Activate, Activation, Visit};
 use crate::optimizer::Descent;
 use crate::product::{Apply, Finish};
-use crate::strided::{Input, Output, Target};
+use crate::strided::{Form, Input, Output, Target};
 use crate::vector::{Real, Vector};
 
 /// What a product does with its sums, and the operands that it does it to; all have the shape of the product.
@@ -188,14 +188,10 @@ struct Store<'a, T> {
     scale: T,
 }
 
-// SAFETY: `apply` touches `col..col + live` of row `row` of `out`, which has the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of row `row` of what `all` lists.
 unsafe impl<T: Real> Apply<T> for Store<'_, T> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.out.shape() == (rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.out.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        holds(self.out.form())
     }
 
     #[inline(always)]
@@ -218,12 +214,8 @@ struct Accumulate<'a, T> {
 
 // SAFETY: as for `Store`.
 unsafe impl<T: Real> Apply<T> for Accumulate<'_, T> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.out.shape() == (rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.out.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        holds(self.out.form())
     }
 
     #[inline(always)]
@@ -259,14 +251,10 @@ impl<T: Real> Drive<'_, T> {
     }
 }
 
-// SAFETY: as for `Store`, and `bias` has the shape of the product.
+// SAFETY: as for `Store`.
 unsafe impl<T: Real> Apply<T> for Drive<'_, T> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.drive.shape() == (rows, cols) && self.bias.shape() == (rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.drive.is_unit() && self.bias.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        holds(self.drive.form()) && holds(self.bias.form())
     }
 
     #[inline(always)]
@@ -288,14 +276,10 @@ struct Forward<'a, T, A> {
     activation: A,
 }
 
-// SAFETY: as for `Drive`, and `mean` has the shape of the product.
+// SAFETY: as for `Store`.
 unsafe impl<T: Real, A: Activate> Apply<T> for Forward<'_, T, A> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.drive.fits(rows, cols) && self.mean.shape() == (rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.drive.is_unit() && self.mean.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.drive.all(holds) && holds(self.mean.form())
     }
 
     #[inline(always)]
@@ -336,19 +320,10 @@ enum Feed<'a, T> {
 }
 
 impl<T: Real> Feed<'_, T> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
         match self {
-            Feed::Above { drive, feedback } => {
-                drive.shape() == (rows, cols) && feedback.is_none_or(|feedback| feedback.shape() == (rows, cols))
-            }
-            Feed::Below { drive, feedback } => drive.fits(rows, cols) && feedback.shape() == (rows, cols),
-        }
-    }
-
-    fn is_unit(&self) -> bool {
-        match self {
-            Feed::Above { drive, feedback } => drive.is_unit() && feedback.is_none_or(Target::is_unit),
-            Feed::Below { drive, feedback } => drive.is_unit() && feedback.is_unit(),
+            Feed::Above { drive, feedback } => holds(drive.form()) && feedback.is_none_or(|feedback| holds(feedback.form())),
+            Feed::Below { drive, feedback } => drive.all(holds) && holds(feedback.form()),
         }
     }
 
@@ -433,14 +408,10 @@ impl<T: Real, A: Activate> Dyad<'_, T, A> {
     }
 }
 
-// SAFETY: `apply` touches `col..col + live` of row `row` of operands that have the shape of the product.
+// SAFETY: as for `Store`.
 unsafe impl<T: Real, A: Activate> Apply<T> for Dyad<'_, T, A> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.feed.fits(rows, cols) && [self.mean.shape(), self.diff.shape()] == [(rows, cols); 2]
-    }
-
-    fn is_unit(&self) -> bool {
-        self.feed.is_unit() && self.mean.is_unit() && self.diff.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.feed.all(holds) && holds(self.mean.form()) && holds(self.diff.form())
     }
 
     #[inline(always)]
@@ -476,14 +447,10 @@ struct DampedDyad<'a, T, A> {
     kept: T,
 }
 
-// SAFETY: as for `Dyad`.
+// SAFETY: as for `Store`.
 unsafe impl<T: Real, A: Activate> Apply<T> for DampedDyad<'_, T, A> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.dyad.fits(rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.dyad.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.dyad.all(holds)
     }
 
     #[inline(always)]
@@ -521,14 +488,10 @@ struct Derivative<'a, T, A> {
     activation: A,
 }
 
-// SAFETY: as for `Dyad`.
+// SAFETY: as for `Store`.
 unsafe impl<T: Real, A: Activate> Apply<T> for Derivative<'_, T, A> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        [self.drive.shape(), self.diff.shape()] == [(rows, cols); 2]
-    }
-
-    fn is_unit(&self) -> bool {
-        self.drive.is_unit() && self.diff.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        holds(self.drive.form()) && holds(self.diff.form())
     }
 
     #[inline(always)]
@@ -553,14 +516,10 @@ struct Masked<'a, T> {
     out: Target<'a, T>,
 }
 
-// SAFETY: as for `Dyad`.
+// SAFETY: as for `Store`.
 unsafe impl<T: Real> Apply<T> for Masked<'_, T> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        [self.slope.shape(), self.out.shape()] == [(rows, cols); 2]
-    }
-
-    fn is_unit(&self) -> bool {
-        self.slope.is_unit() && self.out.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        holds(self.slope.form()) && holds(self.out.form())
     }
 
     #[inline(always)]

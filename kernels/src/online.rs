@@ -103,34 +103,9 @@ impl<T: Real, const IMAGE: bool> Rule<T> for Sweep<'_, T, IMAGE> {
     fn follow<A: Descend<T>>(self, epilogue: A) {
         let (m, n) = (self.diff.len(), self.mean.len());
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
-        let rate = epilogue.fold(if self.is_transposed { self.mean } else { self.diff });
-        self.share(epilogue, rate, 0);
-    }
-}
-
-impl<T: Real, const IMAGE: bool> Sweep<'_, T, IMAGE> {
-    /// Rows are independent, so that threads may split them anywhere; these are the ones from `first`.
-    fn share<A: Descend<T>>(self, epilogue: A, rate: Option<T>, first: usize) {
         let Sweep { isa, tasks, is_transposed, diff, mean, next, image } = self;
-        if tasks <= 1 || diff.len() < 2 * GROUP {
-            return isa.run::<T, _>(Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, first, diff, mean, next, image });
-        }
-        let left = tasks / 2;
-        let middle = diff.len() * left / tasks;
-        let ((above, below), (top, bottom)) = (diff.split_at(middle), image.split_at_mut(if IMAGE { middle } else { 0 }));
-        threads::join(
-            || {
-                Sweep::<T, IMAGE> { isa, tasks: left, is_transposed, diff: above, mean, next, image: top }
-                    .share(epilogue, rate, first)
-            },
-            || {
-                Sweep::<T, IMAGE> { isa, tasks: tasks - left, is_transposed, diff: below, mean, next, image: bottom }.share(
-                    epilogue,
-                    rate,
-                    first + middle,
-                )
-            },
-        );
+        let rate = epilogue.fold(if is_transposed { mean } else { diff });
+        Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, first: 0, diff, mean, next, image }.share(isa, tasks);
     }
 }
 
@@ -145,6 +120,23 @@ struct Rows<'a, T, A, const IMAGE: bool> {
     mean: &'a [T],
     next: &'a [T],
     image: &'a mut [T],
+}
+
+impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
+    /// They are independent, so that threads may split them anywhere.
+    fn share(self, isa: Isa, tasks: usize) {
+        let rows = self.diff.len();
+        if tasks <= 1 || rows < 2 * GROUP {
+            return isa.run::<T, _>(self);
+        }
+        let left = tasks / 2;
+        let middle = rows * left / tasks;
+        let ((above, below), (top, bottom)) =
+            (self.diff.split_at(middle), self.image.split_at_mut(if IMAGE { middle } else { 0 }));
+        let (first, second) =
+            (Rows { diff: above, image: top, ..self }, Rows { diff: below, image: bottom, first: self.first + middle, ..self });
+        threads::join(|| first.share(isa, left), || second.share(isa, tasks - left));
+    }
 }
 
 impl<T: Real, A: Descend<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMAGE> {

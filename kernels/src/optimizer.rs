@@ -3,7 +3,7 @@
 use faer::MatMut;
 
 use crate::product::{Apply, Finish, Time};
-use crate::strided::Target;
+use crate::strided::{Form, Target};
 use crate::vector::{Real, Vector};
 
 /// How weights follow their gradient.
@@ -254,14 +254,10 @@ impl<T: Real> Step<'_, T> {
     }
 }
 
-// SAFETY: `apply` touches `col..col + live` of row `row` of `weights`, which has the shape of the product.
+// SAFETY: `apply` touches `col..col + live` of row `row` of what `all` lists.
 unsafe impl<T: Real> Apply<T> for Step<'_, T> {
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.weights.shape() == (rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.weights.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        holds(self.weights.form())
     }
 
     #[inline(always)]
@@ -296,12 +292,8 @@ struct Plain<'a, T>(Step<'a, T>);
 unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
     const TIME: Time = Time::InRegisters;
 
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.0.fits(rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.0.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.0.all(holds)
     }
 
     #[inline(always)]
@@ -360,16 +352,12 @@ struct HeavyBall<'a, T> {
     mu: T,
 }
 
-// SAFETY: as for `Step`; `momentum` has the same shape.
+// SAFETY: as for `Step`.
 unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
     const TIME: Time = Time::Beside;
 
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.step.fits(rows, cols) && self.momentum.shape() == (rows, cols)
-    }
-
-    fn is_unit(&self) -> bool {
-        self.step.is_unit() && self.momentum.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.step.all(holds) && holds(self.momentum.form())
     }
 
     #[inline(always)]
@@ -417,16 +405,12 @@ struct AdamStep<'a, T> {
     epsilon: T,
 }
 
-// SAFETY: as for `Step`; the moments have the same shape.
+// SAFETY: as for `Step`.
 unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
     const TIME: Time = Time::Beside;
 
-    fn fits(&self, rows: usize, cols: usize) -> bool {
-        self.step.fits(rows, cols) && [self.first.shape(), self.second.shape()] == [(rows, cols); 2]
-    }
-
-    fn is_unit(&self) -> bool {
-        self.step.is_unit() && self.first.is_unit() && self.second.is_unit()
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.step.all(holds) && holds(self.first.form()) && holds(self.second.form())
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ use crate::buffer::Buffer;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::pack::{Bands, Panels, pack_blocks, panel_width};
+use crate::strided::Form;
 use crate::threads;
 use crate::tile::{self, Ask, NOTHING, Operand, Tiles};
 use crate::turned::{self, Turned};
@@ -31,17 +32,23 @@ use crate::vector::{Real, Vector};
 /// What happens to a finished sum: the inner part of an [`Epilogue`], compiled for each instruction set.
 ///
 /// # Safety
-/// [`fits`](Self::fits) may return `true` only if [`apply`](Self::apply) keeps to its operands for every element of a
-/// `rows × cols` product.
+/// [`all`](Self::all) asks of every operand, and [`apply`](Self::apply) keeps to these where they have the shape of the product.
 pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// When sums of whole tiles had best meet the epilogue, if the whole depth is done at once and columns are contiguous.
     const TIME: Time = Time::Afterwards;
 
+    /// Whether `holds` is true of every operand.
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool;
+
     /// Whether the operands have the shape of a product of `rows × cols`.
-    fn fits(&self, rows: usize, cols: usize) -> bool;
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        self.all(|operand| operand.shape == (rows, cols))
+    }
 
     /// Whether the columns of all operands are contiguous.
-    fn is_unit(&self) -> bool;
+    fn is_unit(&self) -> bool {
+        self.all(|operand| operand.is_unit)
+    }
 
     /// Asks for the operands of element `(row, col)`, which need not exist, as [`Target::prefetch`](crate::strided::Target::prefetch) does.
     fn prefetch<const SECOND: bool>(&self, row: usize, col: usize);

@@ -6,6 +6,15 @@ use faer::{MatMut, MatRef};
 use crate::arch;
 use crate::vector::{Real, Vector};
 
+/// What a product asks of an operand of its epilogue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Form {
+    /// Rows and columns.
+    pub(crate) shape: (usize, usize),
+    /// Whether the columns are contiguous.
+    pub(crate) is_unit: bool,
+}
+
 /// A matrix that is only read. Strides are in elements; a row stride of 0 repeats one row.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a, T> {
@@ -53,6 +62,10 @@ impl<'a, T: Real> Input<'a, T> {
     /// Whether the columns are contiguous.
     pub fn is_unit(self) -> bool {
         self.col_stride == 1
+    }
+
+    pub(crate) fn form(self) -> Form {
+        Form { shape: self.shape(), is_unit: self.is_unit() }
     }
 
     /// [`Target::prefetch`].
@@ -149,16 +162,15 @@ impl<'a, T: Real> Target<'a, T> {
         (self.rows, self.cols)
     }
 
-    /// Whether the columns are contiguous.
-    pub(crate) fn is_unit(self) -> bool {
-        self.col_stride == 1
+    pub(crate) fn form(self) -> Form {
+        Form { shape: self.shape(), is_unit: self.col_stride == 1 }
     }
 
     /// Elements `col..col + live` of row `row`; the other lanes are zero.
     ///
     /// # Safety
     /// `row < rows`, `1 ≤ live ≤ LANES`, `col + live ≤ cols`; no other thread touches these elements meanwhile; `UNIT` only if
-    /// [`is_unit`](Self::is_unit).
+    /// columns are contiguous.
     #[inline(always)]
     pub(crate) unsafe fn load<S: Vector<T>, const UNIT: bool>(self, simd: S, row: usize, col: usize, live: usize) -> S::V {
         let at = self.at::<UNIT>(row, col);
