@@ -73,7 +73,8 @@ impl<T: Real> Workspace<T> {
     /// near; but where samples nearly fill a vector, and sums are so deep that results far apart do not matter, these are the lanes.
     pub(crate) fn forward(&mut self, weights: MatRef<'_, T>, below: MatRef<'_, T>, epilogue: Epilogue<'_, T>) {
         let (isa, par, batch) = (self.runtime.isa(), self.runtime.par(), below.nrows());
-        if (isa.few() + 1..=isa.lanes::<T>()).contains(&batch) && below.ncols() >= 512 {
+        let lanes = isa.lanes::<T>();
+        if batch > isa.few().max(3 * lanes / 4) && batch <= lanes && below.ncols() >= 512 {
             self.panels.pack(isa, Par::Seq, below.transpose());
             let (rows, lanes) = (Rows::View(weights), Lanes::Packed(&self.panels));
             let blocking = Blocking::streaming_rows::<T>(isa, below.ncols());

@@ -5,6 +5,7 @@ mod common;
 use common::{SCHEDULES, bits, labels, methods, network, runtime, uniform};
 use dualprop::hebbian::{self, Update};
 use dualprop::network::{Damping, Decay, Loss, Method, NudgeAt, Optimizer, Output, Schedule, Settings, Step, Targets, Trainer};
+use dualprop::relax;
 use dualprop::{Activation, Error, Isa, Mat, MatMut, MatRef, Par, Real, Runtime, Workspace};
 use faer::prelude::ReborrowMut;
 
@@ -213,6 +214,35 @@ fn layouts_change_no_bit_of_a_step_of_one_sample() {
             });
             assert_eq!(got, wanted, "{optimizer:?}; rows: {rows}, far: {far_diff}, {far_mean}");
         }
+    }
+}
+
+/// However many samples there are, weights are turned, packed or met by samples as lanes; each sum is the same chain.
+#[test]
+fn a_sample_has_the_same_drive_in_every_batch() {
+    fn each<T: Real>(isa: Isa) {
+        let [n_out, n_in] = [37, 515];
+        let weights = uniform::<T>(n_out, n_in, [-1.0, 1.0], 1);
+        let by_rows = Mat::from_fn(n_in, n_out, |i, j| weights[(j, i)]);
+        let bias = vec![T::ONE; n_out];
+        let mut work = Workspace::new(&Runtime::new(isa, Par::Seq));
+        let all = uniform::<T>(40, n_in, [-1.0, 1.0], 2);
+        let mut drive = |samples: MatRef<'_, T>, weights: MatRef<'_, T>| {
+            let mut drive = Mat::from_fn(n_out, samples.nrows(), |_, _| T::ZERO);
+            relax::drive(drive.transpose_mut(), samples, weights, &bias, &mut work).expect("shapes that fit");
+            drive
+        };
+        let wanted = drive(all.as_ref(), weights.as_ref());
+        for batch in (1..=18).chain([32, 40]) {
+            for weights in [weights.as_ref(), by_rows.transpose()] {
+                let got = drive(all.subrows(0, batch), weights);
+                assert_eq!(got, wanted.subcols(0, batch), "{batch} samples on {isa}, {}", T::NAME);
+            }
+        }
+    }
+    for isa in Isa::available() {
+        each::<f32>(isa);
+        each::<f64>(isa);
     }
 }
 
