@@ -71,6 +71,7 @@ pub(crate) unsafe fn transpose<T: Real>(isa: Isa, from: *const T, stride: isize,
     isa.run::<T, _>(Squares { from, stride, to, width, side, deep: side * squares });
 }
 
+/// The arguments of [`transpose`], and its contract.
 struct Squares<T> {
     from: *const T,
     stride: isize,
