@@ -703,7 +703,7 @@ impl<'a, T: Real> Work<'a, T> {
 
     /// Sums of `high` rows from `i0` and `cols` columns from `j0`, which are turned, over the whole depth.
     fn turned(&self, (i0, high): (usize, usize), (j0, cols): (usize, usize), sums: &mut [T], stride: usize) {
-        let (Lanes::View(view) | Lanes::Piecewise(view)) = self.lanes else { unreachable!("packed lanes are not turned") };
+        let Lanes::View(view) = self.lanes else { unreachable!("only views are turned") };
         let columns = Operand {
             at: view.as_ptr().wrapping_offset(j0 as isize * view.col_stride()),
             row: view.col_stride(),
