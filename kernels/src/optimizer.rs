@@ -2,7 +2,7 @@
 
 use faer::MatMut;
 
-use crate::product::{Apply, Finish, Time};
+use crate::product::{Apply, Finish, Time, row_by_row};
 use crate::strided::{Form, Target};
 use crate::vector::{Real, Vector};
 
@@ -250,7 +250,13 @@ impl<T: Real> Step<'_, T> {
     /// `keep·w − rate·direction`.
     #[inline(always)]
     fn descend<S: Vector<T>>(&self, simd: S, w: S::V, direction: S::V) -> S::V {
-        simd.neg_mul_add(simd.splat(self.rate), direction, simd.mul(simd.splat(self.keep), w))
+        self.less(simd, w, (simd.splat(self.rate), direction))
+    }
+
+    /// `keep·w − a·b`, the product not rounded.
+    #[inline(always)]
+    fn less<S: Vector<T>>(&self, simd: S, w: S::V, (a, b): (S::V, S::V)) -> S::V {
+        simd.neg_mul_add(a, b, simd.mul(simd.splat(self.keep), w))
     }
 }
 
@@ -306,6 +312,35 @@ unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
         // SAFETY: passed on.
         unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
     }
+
+    /// Where rows look alike a load would wait for the store above it: there each column of vectors is stored while the next one is loaded.
+    #[inline(always)]
+    unsafe fn apply_tile<S: Vector<T>, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        sums: [[S::V; V]; R],
+        row: usize,
+        col: usize,
+    ) {
+        if !self.0.weights.rows_look_alike() {
+            // SAFETY: passed on.
+            return unsafe { row_by_row::<T, S, Self, R, V>(self, simd, sums, row, col) };
+        }
+        let mut new = sums;
+        for v in 0..V + 1 {
+            for r in 0..R {
+                if v < V {
+                    // SAFETY: contract of `apply`.
+                    let w = unsafe { self.0.weights.load::<S, true>(simd, row + r, col + v * S::LANES, S::LANES) };
+                    new[r][v] = self.0.descend(simd, w, sums[r][v]);
+                }
+                if v > 0 {
+                    // SAFETY: contract of `apply`.
+                    unsafe { self.0.weights.store::<S, true>(simd, row + r, col + (v - 1) * S::LANES, S::LANES, new[r][v - 1]) };
+                }
+            }
+        }
+    }
 }
 
 impl<T: Real> Descend<T> for Plain<'_, T> {
@@ -313,7 +348,7 @@ impl<T: Real> Descend<T> for Plain<'_, T> {
 
     #[inline(always)]
     unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
-        // SAFETY: passed on; not folded.
+        // SAFETY: passed on; all of the rate is in the first factor.
         unsafe { self.outer::<S, UNIT, true>(simd, (simd.splat(self.0.rate), sums), row, col, live) }
     }
 
@@ -334,11 +369,13 @@ impl<T: Real> Descend<T> for Plain<'_, T> {
         col: usize,
         live: usize,
     ) -> S::V {
-        let (rate, direction) =
-            if FOLDED { (diff, mean) } else { (simd.splat(self.0.rate), simd.mul_add(diff, mean, simd.splat(T::ZERO))) };
         // SAFETY: contract of `apply`.
         let w = unsafe { self.0.weights.load::<S, UNIT>(simd, row, col, live) };
-        let new = simd.neg_mul_add(rate, direction, simd.mul(simd.splat(self.0.keep), w));
+        let new = if FOLDED {
+            self.0.less(simd, w, (diff, mean))
+        } else {
+            self.0.descend(simd, w, simd.mul_add(diff, mean, simd.splat(T::ZERO)))
+        };
         // SAFETY: contract of `apply`.
         unsafe { self.0.weights.store::<S, UNIT>(simd, row, col, live, new) };
         new

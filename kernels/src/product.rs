@@ -59,6 +59,42 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
     /// It [`fits`](Self::fits) the product; `row < rows`, `col + live ≤ cols`, `1 ≤ live ≤ LANES`; no two calls on one product share an element;
     /// `UNIT` only if [`is_unit`](Self::is_unit).
     unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize);
+
+    /// Takes the sums of a tile of whole vectors, of which the first is at `(row, col)`, for [`Time::InRegisters`].
+    ///
+    /// # Safety
+    /// As for [`apply`](Self::apply), each vector of it, and [`is_unit`](Self::is_unit).
+    #[inline(always)]
+    unsafe fn apply_tile<S: Vector<T>, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        sums: [[S::V; V]; R],
+        row: usize,
+        col: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe { row_by_row::<T, S, Self, R, V>(self, simd, sums, row, col) };
+    }
+}
+
+/// [`Apply::apply_tile`] in the order of rows.
+///
+/// # Safety
+/// The same.
+#[inline(always)]
+pub(crate) unsafe fn row_by_row<T: Real, S: Vector<T>, A: Apply<T>, const R: usize, const V: usize>(
+    epilogue: &A,
+    simd: S,
+    sums: [[S::V; V]; R],
+    row: usize,
+    col: usize,
+) {
+    for r in 0..R {
+        for v in 0..V {
+            // SAFETY: passed on.
+            unsafe { epilogue.apply::<S, true>(simd, sums[r][v], row + r, col + v * S::LANES, S::LANES) };
+        }
+    }
 }
 
 /// When the sums of a block meet the epilogue.
@@ -322,13 +358,9 @@ impl<T: Real, A: Apply<T>> InRegisters<'_, T, A> {
             }
             // SAFETY: as above, the other steps.
             let sums = unsafe { tile::accumulate::<T, S, R, V, NOTHING>(simd, sums, left, right, depth - early, right) };
-            for r in 0..R {
-                for v in 0..V {
-                    let col = self.col + (t * V + v) * S::LANES;
-                    // SAFETY: the epilogue fits the product, the tile is in it and ours, and `time` has asked for unit columns.
-                    unsafe { self.epilogue.apply::<S, true>(simd, sums[r][v], self.row + r, col, S::LANES) };
-                }
-            }
+            let col = self.col + t * V * S::LANES;
+            // SAFETY: the epilogue fits the product, the tile is in it and ours, and `time` has asked for unit columns.
+            unsafe { self.epilogue.apply_tile::<S, R, V>(simd, sums, self.row, col) };
             lanes.at = lanes.at.wrapping_offset(lanes.jump);
         }
     }

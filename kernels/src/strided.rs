@@ -166,6 +166,11 @@ impl<'a, T: Real> Target<'a, T> {
         Form { shape: self.shape(), is_unit: self.col_stride == 1 }
     }
 
+    /// Whether rows begin whole pages apart: a load waits for stores before it whose addresses agree in the last 12 bits.
+    pub(crate) fn rows_look_alike(self) -> bool {
+        (self.row_stride * size_of::<T>() as isize) % 4096 == 0
+    }
+
     /// Elements `col..col + live` of row `row`; the other lanes are zero.
     ///
     /// # Safety

@@ -141,11 +141,20 @@ fn every_operand_layout<T: Scalar>() {
     }
 }
 
-/// Optimizers that go over a band while the next one is summed: few and many bands, rows of less than a vector, blocks of columns, and
-/// more than a tile's share of vectors have the bits of an epilogue that comes afterwards.
+/// Optimizers that go over a band while the next one is summed, or over a tile in registers: few and many bands, rows of less than a vector,
+/// blocks of columns, more than a tile's share of vectors, and rows whole pages apart have the bits of an epilogue that comes afterwards.
 fn beside_the_next_band<T: Scalar>() {
-    let shapes =
-        [[16, 48, 24], [17, 49, 25], [33, 200, 50], [9, 1000, 24], [70, 1000, 31], [24, 305, 100], [80, 16, 40], [40, 3, 30]];
+    let shapes = [
+        [16, 48, 24],
+        [17, 49, 25],
+        [33, 200, 50],
+        [9, 1000, 24],
+        [70, 1000, 31],
+        [24, 305, 100],
+        [80, 16, 40],
+        [40, 3, 30],
+        [20, 1024, 9],
+    ];
     for (seed, [m, n, depth]) in shapes.into_iter().enumerate() {
         let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: seed as u64 };
         let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
