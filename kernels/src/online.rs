@@ -9,15 +9,16 @@
 //! ```
 //!
 //! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
-//! side by side. Beside that only sweeps with a product ask for weights: others would lose a tenth by it. Runs are long, since rows often lie
-//! whole pages apart, and a load waits for stores before it that look alike in a page. Where they always do, updates alone of what the caches
-//! hold take whole rows, of two halves in turn: then a vector of the sample is loaded for each row, which costs less than to wait if it is a
-//! whole cache line.
+//! side by side. Beside that only sweeps with a product ask for weights: others would lose a tenth by it.
+//!
+//! A load waits for stores before it that look alike in a page, and rows of a group often do. So runs are long; where they always do, and the caches
+//! hold the weights, plain descent goes along the rows abreast, or, beyond the second-level cache and without a product, along whole rows of two
+//! halves in turn: then a vector of the sample is loaded for each row, which costs less than to wait if it is a whole cache line.
 
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
-use crate::optimizer::{Descend, Descent, Rule};
-use crate::product::FAR_AHEAD;
+use crate::optimizer::{Descending, Descent, Parameters, Rule, Visit};
+use crate::product::{Apply, FAR_AHEAD};
 use crate::strided::Input;
 use crate::threads;
 use crate::vector::{Real, Vector};
@@ -26,9 +27,6 @@ use faer::{MatRef, Par};
 
 /// Rows of a group at most, each with a chain of sums: four to six streams with the moments.
 const GROUP: usize = 4;
-
-/// Bytes of rows of which many look alike in a page.
-const ALIKE: usize = 1 << 10;
 
 /// Bytes of weights and moments that the last-level cache keeps, and the second-level one.
 const LAST_LEVEL: usize = 16 << 20;
@@ -99,19 +97,19 @@ struct Sweep<'a, T, const IMAGE: bool> {
     image: &'a mut [T],
 }
 
-impl<T: Real, const IMAGE: bool> Rule<T> for Sweep<'_, T, IMAGE> {
-    fn follow<A: Descend<T>>(self, epilogue: A) {
+impl<T: Real, const IMAGE: bool> Visit<T> for Sweep<'_, T, IMAGE> {
+    fn visit<A: Rule<T>>(self, epilogue: Descending<'_, T, A>) {
         let (m, n) = (self.diff.len(), self.mean.len());
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
         let Sweep { isa, tasks, is_transposed, diff, mean, next, image } = self;
-        let rate = epilogue.fold(if is_transposed { mean } else { diff });
+        let rate = epilogue.rule.fold(if is_transposed { mean } else { diff });
         Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, first: 0, diff, mean, next, image }.share(isa, tasks);
     }
 }
 
 /// Rows of the weights from `first` on, as many as `diff` has elements.
 struct Rows<'a, T, A, const IMAGE: bool> {
-    epilogue: A,
+    epilogue: Descending<'a, T, A>,
     /// What `δ` is multiplied by: `diff`, or `mean` if the weights are transposed.
     rate: Option<T>,
     is_transposed: bool,
@@ -122,7 +120,7 @@ struct Rows<'a, T, A, const IMAGE: bool> {
     image: &'a mut [T],
 }
 
-impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
+impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     /// They are independent, so that threads may split them anywhere.
     fn share(self, isa: Isa, tasks: usize) {
         let rows = self.diff.len();
@@ -139,7 +137,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     }
 }
 
-impl<T: Real, A: Descend<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMAGE> {
+impl<T: Real, A: Rule<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMAGE> {
     type Output = ();
 
     #[inline(always)]
@@ -155,7 +153,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMA
     }
 }
 
-impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
+impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     #[inline(always)]
     fn rows<S: Vector<T>, const K: usize, const N: usize>(self, simd: S) {
         match (self.epilogue.is_unit(), self.rate) {
@@ -171,18 +169,22 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let m = self.diff.len();
         let row = size_of_val(self.mean);
         let bytes = m * row * (1 + A::MOMENTS);
-        let halves = UNIT && !IMAGE && K == 1 && row.is_multiple_of(ALIKE) && bytes <= LAST_LEVEL;
-        let done = if !UNIT || halves {
-            0
-        } else if A::MOMENTS > 0 || IMAGE && row <= NEAR && bytes > SECOND_LEVEL {
-            self.groups::<S, UNIT, FOLDED, K, 2, N>(simd)
-        } else {
-            self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd)
+        // Where a vector is a line.
+        let near = K == 1 && bytes <= LAST_LEVEL;
+        let is_far = bytes > SECOND_LEVEL;
+        let halves = UNIT && !IMAGE && near && (A::MOMENTS > 0 || is_far) && self.epilogue.look_alike(GROUP);
+        let done = match A::MOMENTS {
+            _ if !UNIT || halves => 0,
+            0 if near && self.epilogue.look_alike(m / GROUP) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, true),
+            0 if !(IMAGE && row <= NEAR && is_far) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, false),
+            0 => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, false),
+            _ if near && self.epilogue.look_alike(m / 2) => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, true),
+            _ => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, false),
         };
         for i in done..m {
             // Of two halves in turn; the last row of an odd number is on its own.
             let row = if halves && i < m / 2 * 2 { i / 2 + i % 2 * (m / 2) } else { i };
-            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0);
+            self.group::<S, UNIT, FOLDED, K, 1, N>(simd, row, 0, false);
         }
     }
 
@@ -191,21 +193,24 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     fn groups<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
         &mut self,
         simd: S,
+        abreast: bool,
     ) -> usize {
         let apart = self.diff.len() / R;
         for row in 0..apart {
-            self.group::<S, UNIT, FOLDED, K, R, N>(simd, row, apart);
+            self.group::<S, UNIT, FOLDED, K, R, N>(simd, row, apart, abreast);
         }
         apart * R
     }
 
-    /// 1, 2 or 4 rows that are `apart`, in runs of `N` lines.
+    /// 1, 2 or 4 rows that are `apart`, in runs of `N` lines; if `abreast`, vectors below each other are loaded before one of them is stored. The
+    /// caller names that as a constant.
     #[inline(always)]
     fn group<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
         &mut self,
         simd: S,
         row: usize,
         apart: usize,
+        abreast: bool,
     ) {
         let (n, rate) = (self.mean.len(), self.rate.unwrap_or(T::ONE));
         let mut diff = [simd.splat(T::ZERO); R];
@@ -218,7 +223,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let mut line = 0;
         while line + N * length <= n {
             // SAFETY: `N` lines of whole vectors; `rows` has asked for `UNIT`; `ordered` and `groups` give each row to one group.
-            unsafe { self.lines::<S, UNIT, FOLDED, K, R, N>(simd, (row, apart), &diff, line, |_| S::LANES, &mut sums) };
+            unsafe { self.lines::<S, UNIT, FOLDED, K, R, N>(simd, (row, apart, abreast), &diff, line, |_| S::LANES, &mut sums) };
             line += N * length;
         }
         while line < n {
@@ -226,7 +231,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
             unsafe {
                 self.lines::<S, UNIT, FOLDED, K, R, 1>(
                     simd,
-                    (row, apart),
+                    (row, apart, abreast),
                     &diff,
                     line,
                     |col| S::LANES.min(n.saturating_sub(col)),
@@ -249,7 +254,7 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
     unsafe fn lines<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
         &self,
         simd: S,
-        (row, apart): (usize, usize),
+        (row, apart, abreast): (usize, usize, bool),
         diff: &[S::V; R],
         line: usize,
         live: impl Fn(usize) -> usize + Copy,
@@ -273,6 +278,28 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
                     }
                 }
             }
+        }
+        if abreast {
+            for v in 0..N {
+                for k in 0..K {
+                    let col = line + (v * K + k) * S::LANES;
+                    let mut new = [[zero; 3]; R];
+                    for r in 0..R {
+                        let row = row + r * apart;
+                        // SAFETY: the contract.
+                        new[r] = unsafe {
+                            self.step::<S, UNIT, FOLDED>(simd, row, diff[r], (col, live(col)), s[v][k], x[v][k], &mut sums[r][k])
+                        };
+                    }
+                    for r in 0..R {
+                        if live(col) > 0 {
+                            // SAFETY: the contract of `step`.
+                            unsafe { self.epilogue.store::<S, UNIT>(simd, self.first + row + r * apart, col, live(col), new[r]) };
+                        }
+                    }
+                }
+            }
+            return;
         }
         // Written out: in a loop over the rows the compiler would keep the sums in memory.
         // SAFETY: the contract, row by row.
@@ -301,32 +328,58 @@ impl<T: Real, A: Descend<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         row: usize,
         diff: S::V,
         line: usize,
-        live: impl Fn(usize) -> usize,
+        live: impl Fn(usize) -> usize + Copy,
         (s, x): (&[[S::V; K]; N], &[[S::V; K]; N]),
         sum: &mut [S::V; K],
     ) {
-        let (row, zero) = (self.first + row, simd.splat(T::ZERO));
         for v in 0..N {
             for k in 0..K {
                 let col = line + (v * K + k) * S::LANES;
-                let live = live(col);
-                if live == 0 {
-                    // What a wider vector does in the lanes behind the last column.
-                    sum[k] = simd.mul_add(zero, zero, sum[k]);
-                    continue;
-                }
-                if IMAGE {
-                    self.epilogue.prefetch::<true>(row, col + FAR_AHEAD / size_of::<T>());
-                }
-                // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
-                // `col + live ≤ n` (contract).
-                let w = unsafe { self.epilogue.outer::<S, UNIT, FOLDED>(simd, (diff, s[v][k]), row, col, live) };
-                if IMAGE {
-                    // Lanes without a weight may have become 0/0.
-                    let w = if live < S::LANES { simd.first(live, w, T::ZERO) } else { w };
-                    sum[k] = simd.mul_add(w, x[v][k], sum[k]);
+                // SAFETY: the contract.
+                let new =
+                    unsafe { self.step::<S, UNIT, FOLDED>(simd, row, diff, (col, live(col)), s[v][k], x[v][k], &mut sum[k]) };
+                if live(col) > 0 {
+                    // SAFETY: the contract of `step`.
+                    unsafe { self.epilogue.store::<S, UNIT>(simd, self.first + row, col, live(col), new) };
                 }
             }
         }
+    }
+
+    /// The new parameters of `live` columns from `col` of row `row`, and their part of the product.
+    ///
+    /// # Safety
+    /// As for [`lines`](Self::lines), for these columns of this row.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a part of `lines`")]
+    unsafe fn step<S: Vector<T>, const UNIT: bool, const FOLDED: bool>(
+        &self,
+        simd: S,
+        row: usize,
+        diff: S::V,
+        (col, live): (usize, usize),
+        mean: S::V,
+        next: S::V,
+        sum: &mut S::V,
+    ) -> Parameters<S::V> {
+        let (row, zero) = (self.first + row, simd.splat(T::ZERO));
+        if live == 0 {
+            // What a wider vector does in the lanes behind the last column.
+            *sum = simd.mul_add(zero, zero, *sum);
+            return [zero; 3];
+        }
+        if IMAGE {
+            self.epilogue.prefetch::<true>(row, col + FAR_AHEAD / size_of::<T>());
+        }
+        // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
+        // `col + live ≤ n` (contract).
+        let old = unsafe { self.epilogue.load::<S, UNIT>(simd, row, col, live) };
+        let new = self.epilogue.rule.outer::<S, FOLDED>(simd, diff, mean, old);
+        if IMAGE {
+            // Lanes without a weight may have become 0/0.
+            let w = if live < S::LANES { simd.first(live, new[0], T::ZERO) } else { new[0] };
+            *sum = simd.mul_add(w, next, *sum);
+        }
+        new
     }
 }

@@ -72,6 +72,9 @@ impl Optimizer {
     }
 }
 
+/// Something for the weights and for their moments, as many as the optimizer keeps; what lies behind these is of no account.
+pub(crate) type Parameters<X> = [X; 3];
+
 /// Weights on their way down the gradient: the operands of [`Epilogue::Update`](crate::epilogue::Epilogue::Update).
 ///
 /// The sums of the product times [`Update::scale`] are the gradient. The optimizer adds a fixed sequence of at most 12 rounded
@@ -79,8 +82,7 @@ impl Optimizer {
 /// weight and moment is read and written once: `8·(1 + moments)` bytes a weight in f32.
 #[derive(Debug)]
 pub struct Descent<'a, T> {
-    weights: Target<'a, T>,
-    moments: [Option<Target<'a, T>>; 2],
+    targets: Parameters<Target<'a, T>>,
     update: Update,
     is_transposed: bool,
 }
@@ -91,17 +93,18 @@ impl<'a, T: Real> Descent<'a, T> {
     /// # Panics
     /// If `moments` has another number of matrices than [`Optimizer::moments`].
     pub fn new(weights: MatMut<'a, T>, moments: impl IntoIterator<Item = MatMut<'a, T>>, update: Update) -> Self {
+        let weights = Target::new(weights);
         let mut moments = moments.into_iter().map(Target::new);
         let kept = [moments.next(), moments.next()];
         let count = kept.iter().flatten().count() + moments.count();
         assert_eq!(count, update.optimizer.moments(), "the optimizer keeps another number of moments");
-        Self { weights: Target::new(weights), moments: kept, update, is_transposed: false }
+        let [first, second] = kept.map(|moment| moment.unwrap_or(weights));
+        Self { targets: [weights, first, second], update, is_transposed: false }
     }
 
     /// Rows become columns.
     pub(crate) fn transpose(&mut self) {
-        self.weights = self.weights.transpose();
-        self.moments = self.moments.map(|moment| moment.map(Target::transpose));
+        self.targets = self.targets.map(Target::transpose);
         self.is_transposed = !self.is_transposed;
     }
 
@@ -112,22 +115,22 @@ impl<'a, T: Real> Descent<'a, T> {
 
     /// Rows and columns of the weights.
     pub(crate) fn shape(&self) -> (usize, usize) {
-        self.weights.shape()
+        self.targets[0].shape()
     }
 
     /// Hands the compiled form to `run`.
     pub(crate) fn with(&self, run: &mut dyn FnMut(&dyn Finish<T>)) {
         struct Run<'r, T>(&'r mut dyn FnMut(&dyn Finish<T>));
-        impl<T: Real> Rule<T> for Run<'_, T> {
-            fn follow<A: Descend<T>>(self, epilogue: A) {
+        impl<T: Real> Visit<T> for Run<'_, T> {
+            fn visit<R: Rule<T>>(self, epilogue: Descending<'_, T, R>) {
                 (self.0)(&epilogue);
             }
         }
         self.visit(Run(run));
     }
 
-    /// Hands the epilogue to `rule`, in its own type.
-    pub(crate) fn visit(&self, rule: impl Rule<T>) {
+    /// Hands the epilogue to `visitor`, in its own type.
+    pub(crate) fn visit(&self, visitor: impl Visit<T>) {
         let c = |x: f64| T::from_f64(x);
         let Update { optimizer, decay, learning_rate: rate, step: t, scale } = self.update;
         let (pull, keep) = match decay {
@@ -135,57 +138,52 @@ impl<'a, T: Real> Descent<'a, T> {
             Decay::Coupled(lambda) => (lambda, 1.0),
             Decay::Decoupled(lambda) => (0.0, 1.0 - rate * lambda),
         };
-        let step = Step {
-            weights: self.weights,
-            scale: c(scale),
-            pull: Some(c(pull)).filter(|&pull| pull != T::ZERO),
-            keep: c(keep),
-            rate: c(rate),
-        };
-        match (optimizer, self.moments) {
-            (Optimizer::Sgd, _) if pull == 0.0 && is_normal(c(rate * scale)) => {
-                rule.follow(Plain(Step { rate: c(rate * scale), ..step }));
+        let step = Step { scale: c(scale), pull: Some(c(pull)).filter(|&pull| pull != T::ZERO), keep: c(keep), rate: c(rate) };
+        match optimizer {
+            Optimizer::Sgd if pull == 0.0 && is_normal(c(rate * scale)) => {
+                visitor.visit(self.by(Plain(Step { rate: c(rate * scale), ..step })));
             }
-            (Optimizer::Sgd, _) => rule.follow(step),
-            (Optimizer::Momentum { mu }, [Some(momentum), _]) => rule.follow(HeavyBall { step, momentum, mu: c(mu) }),
-            (Optimizer::Adam { beta1, beta2, epsilon }, [Some(first), Some(second)]) => {
+            Optimizer::Sgd => visitor.visit(self.by(step)),
+            Optimizer::Momentum { mu } => visitor.visit(self.by(HeavyBall { step, mu: c(mu) })),
+            Optimizer::Adam { beta1, beta2, epsilon } => {
                 let correction = (1.0 - power(beta2, t)).sqrt();
                 let rate = c(rate * correction / (1.0 - power(beta1, t)));
-                rule.follow(AdamStep {
+                visitor.visit(self.by(AdamStep {
                     step: Step { rate, ..step },
-                    first,
-                    second,
                     beta1: c(beta1),
                     beta2: c(beta2),
                     rest1: c(1.0 - beta1),
                     rest2: c(1.0 - beta2),
                     epsilon: c(epsilon * correction),
-                });
+                }));
             }
-            _ => unreachable!("`new` has counted the moments"),
         }
+    }
+
+    fn by<R: Rule<T>>(&self, rule: R) -> Descending<'a, T, R> {
+        Descending { targets: self.targets, rule }
     }
 }
 
 /// What is done with the epilogue of an optimizer.
-pub(crate) trait Rule<T: Real> {
+pub(crate) trait Visit<T: Real> {
     /// Does it.
-    fn follow<A: Descend<T>>(self, epilogue: A);
+    fn visit<R: Rule<T>>(self, epilogue: Descending<'_, T, R>);
 }
 
-/// The epilogue of an optimizer.
-pub(crate) trait Descend<T: Real>: Apply<T> {
-    /// Matrices of state beside the weights.
+/// The arithmetic of an optimizer.
+pub(crate) trait Rule<T: Real>: Copy + Send + Sync {
+    /// When sums of whole tiles had best meet it.
+    const TIME: Time = Time::Beside;
+
+    /// Matrices of state beside the weights: [`Optimizer::moments`].
     const MOMENTS: usize = 0;
 
     /// Whether [`fold`](Self::fold) may find a rate.
     const FOLDS: bool = false;
 
-    /// [`Apply::apply`] that returns the new weights.
-    ///
-    /// # Safety
-    /// As for [`Apply::apply`].
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V;
+    /// The parameters after a step along these sums.
+    fn follow<S: Vector<T>>(&self, simd: S, sums: S::V, old: Parameters<S::V>) -> Parameters<S::V>;
 
     /// What `δ` may be multiplied by before it meets `s̄`, rather than `δ s̄` after: all that becomes of the gradient of one sample, if
     /// nothing is lost by the order.
@@ -193,21 +191,122 @@ pub(crate) trait Descend<T: Real>: Apply<T> {
         None
     }
 
-    /// [`step`](Self::step) for the outer product of one sample, `δ s̄`; if `FOLDED`, `δ` has been multiplied by what `fold` found.
+    /// [`follow`](Self::follow) for the outer product of one sample, `δ s̄`; if `FOLDED`, `δ` has been multiplied by what `fold` found.
+    #[inline(always)]
+    fn outer<S: Vector<T>, const FOLDED: bool>(
+        &self,
+        simd: S,
+        diff: S::V,
+        mean: S::V,
+        old: Parameters<S::V>,
+    ) -> Parameters<S::V> {
+        self.follow(simd, simd.mul_add(diff, mean, simd.splat(T::ZERO)), old)
+    }
+}
+
+/// The epilogue of an optimizer.
+#[derive(Clone, Copy)]
+pub(crate) struct Descending<'a, T, R> {
+    targets: Parameters<Target<'a, T>>,
+    pub(crate) rule: R,
+}
+
+impl<T: Real, R: Rule<T>> Descending<'_, T, R> {
+    /// The parameters of elements `col..col + live` of row `row`.
     ///
     /// # Safety
     /// As for [`Apply::apply`].
     #[inline(always)]
-    unsafe fn outer<S: Vector<T>, const UNIT: bool, const FOLDED: bool>(
+    pub(crate) unsafe fn load<S: Vector<T>, const UNIT: bool>(
         &self,
         simd: S,
-        (diff, mean): (S::V, S::V),
         row: usize,
         col: usize,
         live: usize,
-    ) -> S::V {
+    ) -> Parameters<S::V> {
+        let [weights, first, second] = self.targets;
+        let load = |target: Target<'_, T>, is_kept: bool| match is_kept {
+            // SAFETY: contract of `apply`.
+            true => unsafe { target.load::<S, UNIT>(simd, row, col, live) },
+            false => simd.splat(T::ZERO),
+        };
+        [load(weights, true), load(first, R::MOMENTS > 0), load(second, R::MOMENTS > 1)]
+    }
+
+    /// Overwrites the parameters of elements `col..col + live` of row `row`.
+    ///
+    /// # Safety
+    /// As for [`Apply::apply`].
+    #[inline(always)]
+    pub(crate) unsafe fn store<S: Vector<T>, const UNIT: bool>(
+        &self,
+        simd: S,
+        row: usize,
+        col: usize,
+        live: usize,
+        new: Parameters<S::V>,
+    ) {
+        let [weights, first, second] = self.targets;
+        let store = |target: Target<'_, T>, new: S::V, is_kept: bool| {
+            if is_kept {
+                // SAFETY: contract of `apply`.
+                unsafe { target.store::<S, UNIT>(simd, row, col, live, new) };
+            }
+        };
+        store(first, new[1], R::MOMENTS > 0);
+        store(second, new[2], R::MOMENTS > 1);
+        store(weights, new[0], true);
+    }
+}
+
+// SAFETY: `apply` touches `col..col + live` of row `row` of what `all` lists.
+unsafe impl<T: Real, R: Rule<T>> Apply<T> for Descending<'_, T, R> {
+    const TIME: Time = R::TIME;
+
+    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
+        self.targets[..1 + R::MOMENTS].iter().all(|target| holds(target.form()))
+    }
+
+    #[inline(always)]
+    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
+        self.targets[..1 + R::MOMENTS].iter().for_each(|target| target.prefetch::<SECOND>(row, col));
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
         // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, simd.mul_add(diff, mean, simd.splat(T::ZERO)), row, col, live) }
+        let old = unsafe { self.load::<S, UNIT>(simd, row, col, live) };
+        // SAFETY: passed on.
+        unsafe { self.store::<S, UNIT>(simd, row, col, live, self.rule.follow(simd, sums, old)) };
+    }
+
+    /// Where rows look alike a load would wait for the store above it: there each column of vectors is stored while the next one is loaded.
+    #[inline(always)]
+    unsafe fn apply_tile<S: Vector<T>, const H: usize, const V: usize>(
+        &self,
+        simd: S,
+        sums: [[S::V; V]; H],
+        row: usize,
+        col: usize,
+    ) {
+        if !self.look_alike(1) {
+            // SAFETY: passed on.
+            return unsafe { row_by_row::<T, S, Self, H, V>(self, simd, sums, row, col) };
+        }
+        let mut new = [[[simd.splat(T::ZERO); 3]; V]; H];
+        for v in 0..V + 1 {
+            for r in 0..H {
+                if v < V {
+                    // SAFETY: passed on.
+                    let old = unsafe { self.load::<S, true>(simd, row + r, col + v * S::LANES, S::LANES) };
+                    new[r][v] = self.rule.follow(simd, sums[r][v], old);
+                }
+                if v > 0 {
+                    // SAFETY: passed on.
+                    unsafe { self.store::<S, true>(simd, row + r, col + (v - 1) * S::LANES, S::LANES, new[r][v - 1]) };
+                }
+            }
+        }
     }
 }
 
@@ -231,15 +330,14 @@ fn power(mut b: f64, mut n: u64) -> f64 {
 
 /// Gradient descent, and the part of it that the other optimizers share.
 #[derive(Clone, Copy)]
-struct Step<'a, T> {
-    weights: Target<'a, T>,
+struct Step<T> {
     scale: T,
     pull: Option<T>,
     keep: T,
     rate: T,
 }
 
-impl<T: Real> Step<'_, T> {
+impl<T: Real> Step<T> {
     /// Gradient with coupled decay; without, the weight is not in it, whatever it is.
     #[inline(always)]
     fn gradient<S: Vector<T>>(&self, simd: S, sums: S::V, w: S::V) -> S::V {
@@ -249,107 +347,31 @@ impl<T: Real> Step<'_, T> {
 
     /// `keep·w − rate·direction`.
     #[inline(always)]
-    fn descend<S: Vector<T>>(&self, simd: S, w: S::V, direction: S::V) -> S::V {
-        self.less(simd, w, (simd.splat(self.rate), direction))
-    }
-
-    /// `keep·w − a·b`, the product not rounded.
-    #[inline(always)]
-    fn less<S: Vector<T>>(&self, simd: S, w: S::V, (a, b): (S::V, S::V)) -> S::V {
-        simd.neg_mul_add(a, b, simd.mul(simd.splat(self.keep), w))
+    fn descend<S: Vector<T>>(&self, simd: S, w: S::V, rate: S::V, direction: S::V) -> S::V {
+        simd.neg_mul_add(rate, direction, simd.mul(simd.splat(self.keep), w))
     }
 }
 
-// SAFETY: `apply` touches `col..col + live` of row `row` of what `all` lists.
-unsafe impl<T: Real> Apply<T> for Step<'_, T> {
-    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
-        holds(self.weights.form())
-    }
+impl<T: Real> Rule<T> for Step<T> {
+    const TIME: Time = Time::Afterwards;
 
     #[inline(always)]
-    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
-        self.weights.prefetch::<SECOND>(row, col);
-    }
-
-    #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
-        // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
-    }
-}
-
-impl<T: Real> Descend<T> for Step<'_, T> {
-    #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
-        // SAFETY: contract of `apply`.
-        let w = unsafe { self.weights.load::<S, UNIT>(simd, row, col, live) };
-        let new = self.descend(simd, w, self.gradient(simd, sums, w));
-        // SAFETY: contract of `apply`.
-        unsafe { self.weights.store::<S, UNIT>(simd, row, col, live, new) };
-        new
+    fn follow<S: Vector<T>>(&self, simd: S, sums: S::V, [w, m, v]: Parameters<S::V>) -> Parameters<S::V> {
+        [self.descend(simd, w, simd.splat(self.rate), self.gradient(simd, sums, w)), m, v]
     }
 }
 
 /// Descent without coupled decay: so little arithmetic that the sums had better stay in registers. The rate has the scale in it.
 #[derive(Clone, Copy)]
-struct Plain<'a, T>(Step<'a, T>);
+struct Plain<T>(Step<T>);
 
-// SAFETY: as for `Step`.
-unsafe impl<T: Real> Apply<T> for Plain<'_, T> {
+impl<T: Real> Rule<T> for Plain<T> {
     const TIME: Time = Time::InRegisters;
-
-    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
-        self.0.all(holds)
-    }
-
-    #[inline(always)]
-    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
-        self.0.prefetch::<SECOND>(row, col);
-    }
-
-    #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
-        // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
-    }
-
-    /// Where rows look alike a load would wait for the store above it: there each column of vectors is stored while the next one is loaded.
-    #[inline(always)]
-    unsafe fn apply_tile<S: Vector<T>, const R: usize, const V: usize>(
-        &self,
-        simd: S,
-        sums: [[S::V; V]; R],
-        row: usize,
-        col: usize,
-    ) {
-        if !self.0.weights.rows_look_alike() {
-            // SAFETY: passed on.
-            return unsafe { row_by_row::<T, S, Self, R, V>(self, simd, sums, row, col) };
-        }
-        let mut new = sums;
-        for v in 0..V + 1 {
-            for r in 0..R {
-                if v < V {
-                    // SAFETY: contract of `apply`.
-                    let w = unsafe { self.0.weights.load::<S, true>(simd, row + r, col + v * S::LANES, S::LANES) };
-                    new[r][v] = self.0.descend(simd, w, sums[r][v]);
-                }
-                if v > 0 {
-                    // SAFETY: contract of `apply`.
-                    unsafe { self.0.weights.store::<S, true>(simd, row + r, col + (v - 1) * S::LANES, S::LANES, new[r][v - 1]) };
-                }
-            }
-        }
-    }
-}
-
-impl<T: Real> Descend<T> for Plain<'_, T> {
     const FOLDS: bool = true;
 
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
-        // SAFETY: passed on; all of the rate is in the first factor.
-        unsafe { self.outer::<S, UNIT, true>(simd, (simd.splat(self.0.rate), sums), row, col, live) }
+    fn follow<S: Vector<T>>(&self, simd: S, sums: S::V, [w, m, v]: Parameters<S::V>) -> Parameters<S::V> {
+        [self.0.descend(simd, w, simd.splat(self.0.rate), sums), m, v]
     }
 
     /// The rate, unless a product with it underflows or overflows (or is none): `s̄` might bring it back.
@@ -361,80 +383,42 @@ impl<T: Real> Descend<T> for Plain<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn outer<S: Vector<T>, const UNIT: bool, const FOLDED: bool>(
+    fn outer<S: Vector<T>, const FOLDED: bool>(
         &self,
         simd: S,
-        (diff, mean): (S::V, S::V),
-        row: usize,
-        col: usize,
-        live: usize,
-    ) -> S::V {
-        // SAFETY: contract of `apply`.
-        let w = unsafe { self.0.weights.load::<S, UNIT>(simd, row, col, live) };
-        let new = if FOLDED {
-            self.0.less(simd, w, (diff, mean))
+        diff: S::V,
+        mean: S::V,
+        old: Parameters<S::V>,
+    ) -> Parameters<S::V> {
+        if FOLDED {
+            let [w, m, v] = old;
+            [self.0.descend(simd, w, diff, mean), m, v]
         } else {
-            self.0.descend(simd, w, simd.mul_add(diff, mean, simd.splat(T::ZERO)))
-        };
-        // SAFETY: contract of `apply`.
-        unsafe { self.0.weights.store::<S, UNIT>(simd, row, col, live, new) };
-        new
+            self.follow(simd, simd.mul_add(diff, mean, simd.splat(T::ZERO)), old)
+        }
     }
 }
 
 #[derive(Clone, Copy)]
-struct HeavyBall<'a, T> {
-    step: Step<'a, T>,
-    momentum: Target<'a, T>,
+struct HeavyBall<T> {
+    step: Step<T>,
     mu: T,
 }
 
-// SAFETY: as for `Step`.
-unsafe impl<T: Real> Apply<T> for HeavyBall<'_, T> {
-    const TIME: Time = Time::Beside;
-
-    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
-        self.step.all(holds) && holds(self.momentum.form())
-    }
-
-    #[inline(always)]
-    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
-        self.step.prefetch::<SECOND>(row, col);
-        self.momentum.prefetch::<SECOND>(row, col);
-    }
-
-    #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
-        // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
-    }
-}
-
-impl<T: Real> Descend<T> for HeavyBall<'_, T> {
+impl<T: Real> Rule<T> for HeavyBall<T> {
     const MOMENTS: usize = 1;
 
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
-        // SAFETY: contract of `apply`.
-        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
-        // SAFETY: contract of `apply`.
-        let m = unsafe { self.momentum.load::<S, UNIT>(simd, row, col, live) };
+    fn follow<S: Vector<T>>(&self, simd: S, sums: S::V, [w, m, v]: Parameters<S::V>) -> Parameters<S::V> {
         let m = simd.mul_add(simd.splat(self.mu), m, self.step.gradient(simd, sums, w));
-        // SAFETY: contract of `apply`.
-        unsafe { self.momentum.store::<S, UNIT>(simd, row, col, live, m) };
-        let new = self.step.descend(simd, w, m);
-        // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, new) };
-        new
+        [self.step.descend(simd, w, simd.splat(self.step.rate), m), m, v]
     }
 }
 
 /// Bias corrections are folded into the rate and ε: `η m̂/(√v̂ + ε) = η' m/(√v + ε')`.
 #[derive(Clone, Copy)]
-struct AdamStep<'a, T> {
-    step: Step<'a, T>,
-    first: Target<'a, T>,
-    second: Target<'a, T>,
+struct AdamStep<T> {
+    step: Step<T>,
     beta1: T,
     beta2: T,
     rest1: T,
@@ -442,50 +426,15 @@ struct AdamStep<'a, T> {
     epsilon: T,
 }
 
-// SAFETY: as for `Step`.
-unsafe impl<T: Real> Apply<T> for AdamStep<'_, T> {
-    const TIME: Time = Time::Beside;
-
-    fn all(&self, holds: impl Fn(Form) -> bool + Copy) -> bool {
-        self.step.all(holds) && holds(self.first.form()) && holds(self.second.form())
-    }
-
-    #[inline(always)]
-    fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
-        self.step.prefetch::<SECOND>(row, col);
-        self.first.prefetch::<SECOND>(row, col);
-        self.second.prefetch::<SECOND>(row, col);
-    }
-
-    #[inline(always)]
-    unsafe fn apply<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) {
-        // SAFETY: passed on.
-        unsafe { self.step::<S, UNIT>(simd, sums, row, col, live) };
-    }
-}
-
-impl<T: Real> Descend<T> for AdamStep<'_, T> {
+impl<T: Real> Rule<T> for AdamStep<T> {
     const MOMENTS: usize = 2;
 
     #[inline(always)]
-    unsafe fn step<S: Vector<T>, const UNIT: bool>(&self, simd: S, sums: S::V, row: usize, col: usize, live: usize) -> S::V {
-        // SAFETY: contract of `apply`.
-        let w = unsafe { self.step.weights.load::<S, UNIT>(simd, row, col, live) };
-        // SAFETY: contract of `apply`.
-        let m = unsafe { self.first.load::<S, UNIT>(simd, row, col, live) };
-        // SAFETY: contract of `apply`.
-        let v = unsafe { self.second.load::<S, UNIT>(simd, row, col, live) };
+    fn follow<S: Vector<T>>(&self, simd: S, sums: S::V, [w, m, v]: Parameters<S::V>) -> Parameters<S::V> {
         let g = self.step.gradient(simd, sums, w);
         let m = simd.mul_add(simd.splat(self.beta1), m, simd.mul(simd.splat(self.rest1), g));
         let v = simd.mul_add(simd.splat(self.beta2), v, simd.mul(simd.mul(simd.splat(self.rest2), g), g));
         let direction = simd.div(m, simd.add(simd.sqrt(v), simd.splat(self.epsilon)));
-        // SAFETY: contract of `apply`.
-        unsafe { self.first.store::<S, UNIT>(simd, row, col, live, m) };
-        // SAFETY: contract of `apply`.
-        unsafe { self.second.store::<S, UNIT>(simd, row, col, live, v) };
-        let new = self.step.descend(simd, w, direction);
-        // SAFETY: contract of `apply`.
-        unsafe { self.step.weights.store::<S, UNIT>(simd, row, col, live, new) };
-        new
+        [self.step.descend(simd, w, simd.splat(self.step.rate), direction), m, v]
     }
 }

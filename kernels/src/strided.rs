@@ -13,6 +13,8 @@ pub(crate) struct Form {
     pub(crate) shape: (usize, usize),
     /// Whether the columns are contiguous.
     pub(crate) is_unit: bool,
+    /// Bytes from one row to the next.
+    pub(crate) row: isize,
 }
 
 /// A matrix that is only read. Strides are in elements; a row stride of 0 repeats one row.
@@ -65,7 +67,7 @@ impl<'a, T: Real> Input<'a, T> {
     }
 
     pub(crate) fn form(self) -> Form {
-        Form { shape: self.shape(), is_unit: self.is_unit() }
+        Form { shape: self.shape(), is_unit: self.is_unit(), row: self.row_stride * size_of::<T>() as isize }
     }
 
     /// [`Target::prefetch`].
@@ -163,12 +165,7 @@ impl<'a, T: Real> Target<'a, T> {
     }
 
     pub(crate) fn form(self) -> Form {
-        Form { shape: self.shape(), is_unit: self.col_stride == 1 }
-    }
-
-    /// Whether rows begin whole pages apart: a load waits for stores before it whose addresses agree in the last 12 bits.
-    pub(crate) fn rows_look_alike(self) -> bool {
-        (self.row_stride * size_of::<T>() as isize) % 4096 == 0
+        Form { shape: self.shape(), is_unit: self.col_stride == 1, row: self.row_stride * size_of::<T>() as isize }
     }
 
     /// Elements `col..col + live` of row `row`; the other lanes are zero.

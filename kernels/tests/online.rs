@@ -15,6 +15,7 @@ use faer::Par;
 
 tests_of_both_types!(
     every_tail_and_layout,
+    rows_that_look_alike_go_abreast,
     large_weights_are_shared_out,
     a_rate_that_does_not_fit_is_not_folded,
     nan_stays_in_its_row,
@@ -163,6 +164,18 @@ fn every_tail_and_layout<T: Scalar>() {
         }
     }
     tally.conclude::<T>("image");
+}
+
+/// Rows of a group are whole pages apart: some rows and columns are left over or not, one group or many.
+fn rows_that_look_alike_go_abreast<T: Scalar>() {
+    for (m, n) in [(4099, 35), (4096, 19), (9, 512), (4, 1024), (18, 1024)] {
+        assert!((m / 4 * n * size_of::<T>()).is_multiple_of(4096), "whole pages apart");
+        let step = Step::<T>::new(m, n, Family::Uniform, 1);
+        for (isa, optimizer) in Isa::available().flat_map(|isa| OPTIMIZERS.map(|rule| (isa, rule))) {
+            let update = Update { optimizer, decay: Decay::Decoupled(1e-2), learning_rate: 0.1, step: 2, scale: -0.5 };
+            step.check(isa, Par::Seq, Layout::default(), update);
+        }
+    }
 }
 
 fn large_weights_are_shared_out<T: Scalar>() {
