@@ -169,16 +169,14 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let m = self.diff.len();
         let row = size_of_val(self.mean);
         let bytes = m * row * (1 + A::MOMENTS);
-        // Where a vector is a line.
-        let near = K == 1 && bytes <= LAST_LEVEL;
+        // A vector is a line, and lines stay in the caches.
+        let stays = K == 1 && bytes <= LAST_LEVEL;
         let is_far = bytes > SECOND_LEVEL;
-        let halves = UNIT && !IMAGE && near && (A::MOMENTS > 0 || is_far) && self.epilogue.look_alike(GROUP);
+        let halves = UNIT && !IMAGE && stays && (A::MOMENTS > 0 || is_far) && self.epilogue.look_alike(GROUP);
         let done = match A::MOMENTS {
             _ if !UNIT || halves => 0,
-            0 if near && self.epilogue.look_alike(m / GROUP) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, true),
+            0 if stays && self.epilogue.look_alike(m / GROUP) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, true),
             0 if !(IMAGE && row <= NEAR && is_far) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, false),
-            0 => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, false),
-            _ if near && self.epilogue.look_alike(m / 2) => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, true),
             _ => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, false),
         };
         for i in done..m {

@@ -161,6 +161,7 @@ impl<'a, T: Real> Descent<'a, T> {
     }
 
     fn by<R: Rule<T>>(&self, rule: R) -> Descending<'a, T, R> {
+        debug_assert_eq!(R::MOMENTS, self.update.optimizer.moments());
         Descending { targets: self.targets, rule }
     }
 }
@@ -294,6 +295,7 @@ unsafe impl<T: Real, R: Rule<T>> Apply<T> for Descending<'_, T, R> {
             return unsafe { row_by_row::<T, S, Self, H, V>(self, simd, sums, row, col) };
         }
         let mut new = [[[simd.splat(T::ZERO); 3]; V]; H];
+        // The compiler does not unroll `0..=V`.
         for v in 0..V + 1 {
             for r in 0..H {
                 if v < V {
