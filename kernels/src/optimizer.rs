@@ -270,7 +270,15 @@ unsafe impl<T: Real, R: Rule<T>> Apply<T> for Descending<'_, T, R> {
 
     #[inline(always)]
     fn prefetch<const SECOND: bool>(&self, row: usize, col: usize) {
-        self.targets[..1 + R::MOMENTS].iter().for_each(|target| target.prefetch::<SECOND>(row, col));
+        // One by one: a loop over them would keep them in memory.
+        let [weights, first, second] = self.targets;
+        weights.prefetch::<SECOND>(row, col);
+        if R::MOMENTS > 0 {
+            first.prefetch::<SECOND>(row, col);
+        }
+        if R::MOMENTS > 1 {
+            second.prefetch::<SECOND>(row, col);
+        }
     }
 
     #[inline(always)]
