@@ -52,7 +52,7 @@ pub(crate) unsafe trait Apply<T: Real>: Copy + Send + Sync {
 
     /// Whether rows so far apart look alike in all operands: a load waits for stores before it whose addresses agree in the last 12 bits.
     fn look_alike(&self, apart: usize) -> bool {
-        self.all(|operand| operand.row * apart as isize % 4096 == 0)
+        self.all(|operand| operand.row.wrapping_mul(apart as isize) % 4096 == 0)
     }
 
     /// Asks for the operands of element `(row, col)`, which need not exist, as [`Target::prefetch`](crate::strided::Target::prefetch) does.

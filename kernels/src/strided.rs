@@ -13,7 +13,7 @@ pub(crate) struct Form {
     pub(crate) shape: (usize, usize),
     /// Whether the columns are contiguous.
     pub(crate) is_unit: bool,
-    /// Bytes from one row to the next.
+    /// Bytes from one row to the next, which may be anything where there is one row.
     pub(crate) row: isize,
 }
 
@@ -67,7 +67,7 @@ impl<'a, T: Real> Input<'a, T> {
     }
 
     pub(crate) fn form(self) -> Form {
-        Form { shape: self.shape(), is_unit: self.is_unit(), row: self.row_stride * size_of::<T>() as isize }
+        Form { shape: self.shape(), is_unit: self.is_unit(), row: self.row_stride.wrapping_mul(size_of::<T>() as isize) }
     }
 
     /// [`Target::prefetch`].
@@ -165,7 +165,7 @@ impl<'a, T: Real> Target<'a, T> {
     }
 
     pub(crate) fn form(self) -> Form {
-        Form { shape: self.shape(), is_unit: self.col_stride == 1, row: self.row_stride * size_of::<T>() as isize }
+        Form { shape: self.shape(), is_unit: self.col_stride == 1, row: self.row_stride.wrapping_mul(size_of::<T>() as isize) }
     }
 
     /// Elements `col..col + live` of row `row`; the other lanes are zero.
