@@ -97,8 +97,8 @@ impl<T: Real> Kernel<T> for Solve<'_, T> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // Sums and operands of a step fit the registers. The conditions are constants.
-        if S::REGISTER_COUNT == 32 { self.columns::<S, 8>(simd) } else { self.columns::<S, 4>(simd) }
+        // Sums and operands of a step fit the registers.
+        if const { S::REGISTER_COUNT == 32 } { self.columns::<S, 8>(simd) } else { self.columns::<S, 4>(simd) }
     }
 }
 

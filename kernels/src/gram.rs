@@ -416,15 +416,15 @@ impl<T: Real, Q: Source<T>, const P: usize> Kernel<T> for Walk<'_, '_, T, Q, P> 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
         // Vectors in a line of lanes, then rows and vectors `x` of a tile of products, then vectors along a tile of `y`: sums and operands
-        // of a step fit the registers (32 of 512 bits, 16 of 256, 32 of 128, scalars). The conditions are constants.
-        match (lanes::<T>() / S::LANES, P) {
-            (1, 1) => self.walk::<S, 1, 4, 1, 8>(simd),
-            (1, _) => self.walk::<S, 1, 4, 4, 4>(simd),
-            (2, 1) => self.walk::<S, 2, 4, 1, 8>(simd),
-            (2, _) => self.walk::<S, 2, 2, 2, 4>(simd),
-            (4, 1) => self.walk::<S, 4, 4, 1, 8>(simd),
-            (4, _) => self.walk::<S, 4, 2, 2, 4>(simd),
-            (8, _) => self.walk::<S, 8, 1, 1, 2>(simd),
+        // of a step fit the registers (32 of 512 bits, 16 of 256, 32 of 128, scalars).
+        match const { lanes::<T>() / S::LANES } {
+            1 if const { P == 1 } => self.walk::<S, 1, 4, 1, 8>(simd),
+            1 => self.walk::<S, 1, 4, 4, 4>(simd),
+            2 if const { P == 1 } => self.walk::<S, 2, 4, 1, 8>(simd),
+            2 => self.walk::<S, 2, 2, 2, 4>(simd),
+            4 if const { P == 1 } => self.walk::<S, 4, 4, 1, 8>(simd),
+            4 => self.walk::<S, 4, 2, 2, 4>(simd),
+            8 => self.walk::<S, 8, 1, 1, 2>(simd),
             _ => self.walk::<S, 16, 1, 1, 2>(simd),
         }
     }
@@ -476,8 +476,8 @@ impl<T: Real, Q: Source<T>, const P: usize> Kernel<T> for Pairs<'_, '_, T, Q, P>
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // Vectors in a line of lanes; constants.
-        match lanes::<T>() / S::LANES {
+        // Vectors in a line of lanes.
+        match const { lanes::<T>() / S::LANES } {
             1 => self.lines::<S, 1>(simd),
             2 => self.lines::<S, 2>(simd),
             4 => self.lines::<S, 4>(simd),
@@ -850,7 +850,7 @@ impl<T: Real> Kernel<f64> for Image<'_, T> {
         let mut products = [[0.0]; GROUP];
         for (row, y) in (0..).step_by(GROUP).zip(self.y.chunks_mut(GROUP)) {
             let group = Group { row, height: y.len(), part: 0 };
-            match lanes::<f64>() / S::LANES {
+            match const { lanes::<f64>() / S::LANES } {
                 1 => sweep.products::<S, 1, 4, 1>(simd, group, &mut products),
                 2 => sweep.products::<S, 2, 4, 1>(simd, group, &mut products),
                 4 => sweep.products::<S, 4, 4, 1>(simd, group, &mut products),

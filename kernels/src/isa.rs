@@ -25,12 +25,20 @@ impl<T: Real, S: Vector<T>, K: Kernel<T>> WithSimd for Entered<S, K, T> {
     }
 }
 
+/// What the table says of a set, by its token.
+pub trait Tiled {
+    /// [`Isa::tile`].
+    const TILE: (usize, usize);
+}
+
 macro_rules! isa_table {
     ($( $(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])* $isa:ident($token:ty) = $name:literal, MR $mr:literal, NV $nv:literal, FEW $few:literal, $probe:expr; )*) => {
         /// An instruction set that this process may use; holding one is the proof.
         #[derive(Clone, Copy, Debug)]
         #[non_exhaustive]
         pub enum Isa { $( $(#[doc = $doc])* $(#[cfg($cfg)])* $isa($token), )* }
+
+        $( $(#[cfg($cfg)])* impl Tiled for $token { const TILE: (usize, usize) = ($mr, $nv); } )*
 
         impl Isa {
             /// Every name that exists, here or elsewhere.
@@ -48,7 +56,7 @@ macro_rules! isa_table {
 
             /// Rows of a register tile (MR) and vectors of a tile's row (NV).
             pub const fn tile(self) -> (usize, usize) {
-                match self { $( $(#[cfg($cfg)])* Isa::$isa(_) => ($mr, $nv), )* }
+                match self { $( $(#[cfg($cfg)])* Isa::$isa(_) => <$token>::TILE, )* }
             }
 
             /// Rows of a product up to which contiguous columns of its right operand are turned in registers rather than packed: as many as that is

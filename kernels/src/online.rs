@@ -142,8 +142,8 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Kernel<T> for Rows<'_, T, A, IMAGE>
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // Vectors in a line of lanes, and lines of a run: four vectors, for as many registers. The conditions are constants.
-        match lanes::<T>() / S::LANES {
+        // Vectors in a line of lanes, and lines of a run: four vectors, for as many registers.
+        match const { lanes::<T>() / S::LANES } {
             1 => self.rows::<S, 1, 4>(simd),
             2 => self.rows::<S, 2, 2>(simd),
             4 => self.rows::<S, 4, 1>(simd),
@@ -169,15 +169,18 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let m = self.diff.len();
         let row = size_of_val(self.mean);
         let bytes = m * row * (1 + A::MOMENTS);
-        // A vector is a line, and lines stay in the caches.
-        let stays = K == 1 && bytes <= LAST_LEVEL;
-        let is_far = bytes > SECOND_LEVEL;
-        let halves = UNIT && !IMAGE && stays && (A::MOMENTS > 0 || is_far) && self.epilogue.look_alike(GROUP);
-        let done = match A::MOMENTS {
-            _ if !UNIT || halves => 0,
-            0 if stays && self.epilogue.look_alike(m / GROUP) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, true),
-            0 if !(IMAGE && row <= NEAR && is_far) => self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, false),
-            _ => self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, false),
+        let (stays, is_far) = (bytes <= LAST_LEVEL, bytes > SECOND_LEVEL);
+        // Where a vector is a line.
+        let halves = UNIT && K == 1 && !IMAGE && stays && (A::MOMENTS > 0 || is_far) && self.epilogue.look_alike(GROUP);
+        // What constants rule out is not compiled. Scalar code need not be fast.
+        let done = if const { !UNIT || S::IS_SCALAR } || halves {
+            0
+        } else if const { K == 1 && A::MOMENTS == 0 } && stays && self.epilogue.look_alike(m / GROUP) {
+            self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, true)
+        } else if const { A::MOMENTS == 0 } && !(IMAGE && row <= NEAR && is_far) {
+            self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, false)
+        } else {
+            self.groups::<S, UNIT, FOLDED, K, 2, N>(simd, false)
         };
         for i in done..m {
             // Of two halves in turn; the last row of an odd number is on its own.
@@ -372,7 +375,11 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,
         // `col + live ≤ n` (contract).
         let old = unsafe { self.epilogue.load::<S, UNIT>(simd, row, col, live) };
-        let new = self.epilogue.rule.outer::<S, FOLDED>(simd, diff, mean, old);
+        let rule = self.epilogue.rule;
+        let new = match FOLDED {
+            true => rule.follow_folded(simd, diff, mean, old),
+            false => rule.follow(simd, simd.mul_add(diff, mean, zero), old),
+        };
         if IMAGE {
             // Lanes without a weight may have become 0/0.
             let w = if live < S::LANES { simd.first(live, new[0], T::ZERO) } else { new[0] };

@@ -192,16 +192,10 @@ pub(crate) trait Rule<T: Real>: Copy + Send + Sync {
         None
     }
 
-    /// [`follow`](Self::follow) for the outer product of one sample, `δ s̄`; if `FOLDED`, `δ` has been multiplied by what `fold` found.
+    /// The parameters after a step along `δ s̄` of one sample, where `δ` has been multiplied by what [`fold`](Self::fold) found.
     #[inline(always)]
-    fn outer<S: Vector<T>, const FOLDED: bool>(
-        &self,
-        simd: S,
-        diff: S::V,
-        mean: S::V,
-        old: Parameters<S::V>,
-    ) -> Parameters<S::V> {
-        self.follow(simd, simd.mul_add(diff, mean, simd.splat(T::ZERO)), old)
+    fn follow_folded<S: Vector<T>>(&self, _simd: S, _diff: S::V, _mean: S::V, _old: Parameters<S::V>) -> Parameters<S::V> {
+        unreachable!("it folds nothing")
     }
 }
 
@@ -393,19 +387,8 @@ impl<T: Real> Rule<T> for Plain<T> {
     }
 
     #[inline(always)]
-    fn outer<S: Vector<T>, const FOLDED: bool>(
-        &self,
-        simd: S,
-        diff: S::V,
-        mean: S::V,
-        old: Parameters<S::V>,
-    ) -> Parameters<S::V> {
-        if FOLDED {
-            let [w, m, v] = old;
-            [self.0.descend(simd, w, diff, mean), m, v]
-        } else {
-            self.follow(simd, simd.mul_add(diff, mean, simd.splat(T::ZERO)), old)
-        }
+    fn follow_folded<S: Vector<T>>(&self, simd: S, diff: S::V, mean: S::V, [w, m, v]: Parameters<S::V>) -> Parameters<S::V> {
+        [self.0.descend(simd, w, diff, mean), m, v]
     }
 }
 

@@ -227,12 +227,13 @@ impl<T: Real, A: Apply<T>> Kernel<T> for Beside<'_, '_, T, A> {
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) -> usize {
         // The tile shapes of the table in `isa.rs`.
-        match (S::REGISTER_COUNT, S::IS_SCALAR, self.narrow) {
-            (32, _, false) => self.tiles::<S, 8, 3, false>(simd),
-            (32, _, true) => self.tiles::<S, 8, 3, true>(simd),
-            (_, false, false) => self.tiles::<S, 6, 2, false>(simd),
-            (_, false, true) => self.tiles::<S, 6, 2, true>(simd),
-            (_, true, _) => self.tiles::<S, 4, 2, false>(simd),
+        match const { S::TILE.0 } {
+            8 if self.narrow => self.tiles::<S, 8, 3, true>(simd),
+            8 => self.tiles::<S, 8, 3, false>(simd),
+            6 if self.narrow => self.tiles::<S, 6, 2, true>(simd),
+            6 => self.tiles::<S, 6, 2, false>(simd),
+            4 => self.tiles::<S, 4, 2, false>(simd),
+            _ => unreachable!("no tile has so many rows"),
         }
     }
 }
@@ -317,14 +318,17 @@ impl<T: Real, A: Apply<T>> Kernel<T> for InRegisters<'_, T, A> {
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
         // The tile shapes of the table in `isa.rs`, and the ends of their rows.
-        match (S::REGISTER_COUNT, S::IS_SCALAR, self.vectors) {
-            (32, _, 3) => self.tiles::<S, 8, 3>(simd),
-            (32, _, 2) => self.tiles::<S, 8, 2>(simd),
-            (32, _, _) => self.tiles::<S, 8, 1>(simd),
-            (_, false, 2) => self.tiles::<S, 6, 2>(simd),
-            (_, false, _) => self.tiles::<S, 6, 1>(simd),
-            (_, true, 2) => self.tiles::<S, 4, 2>(simd),
-            (_, true, _) => self.tiles::<S, 4, 1>(simd),
+        match const { S::TILE.0 } {
+            8 => match self.vectors {
+                3 => self.tiles::<S, 8, 3>(simd),
+                2 => self.tiles::<S, 8, 2>(simd),
+                _ => self.tiles::<S, 8, 1>(simd),
+            },
+            6 if self.vectors == 2 => self.tiles::<S, 6, 2>(simd),
+            6 => self.tiles::<S, 6, 1>(simd),
+            4 if self.vectors == 2 => self.tiles::<S, 4, 2>(simd),
+            4 => self.tiles::<S, 4, 1>(simd),
+            _ => unreachable!("no tile has so many rows"),
         }
     }
 }
@@ -432,7 +436,12 @@ impl Blocking {
         let mc = rows.clamp(1, 128);
         let kc = CACHE / size_of::<T>() / (mc + panel_width::<T>(isa));
         // Few rows go over some panels abreast.
-        Self { mc, kc: kc.next_multiple_of(8).max(256), nc: if rows <= 2 { 4 } else { 1 }, group: 1 }
+        let nc = match rows {
+            0 | 1 => 16,
+            2 => 4,
+            _ => 1,
+        };
+        Self { mc, kc: kc.next_multiple_of(8).max(256), nc, group: 1 }
     }
 
     /// A few rows against panels that are read or packed where they are: as deep as a packed block stays in the first-level cache.
@@ -620,8 +629,9 @@ impl<'a, T: Real> Work<'a, T> {
         }
         let width = nv * isa.lanes::<T>();
         let panels = n.div_ceil(width);
-        // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread.
-        let nc = panels.div_ceil(panels.div_ceil(blocking.nc.clamp(1, panels)));
+        // Blocks alike: a last one of a panel or two would cost a walk of its own, and be the whole share of a thread. As many for each thread.
+        let alike = if row_blocks == 1 { threads } else { 1 };
+        let nc = panels.div_ceil(panels.div_ceil(blocking.nc.clamp(1, panels)).next_multiple_of(alike));
         let col_blocks = panels.div_ceil(nc);
         let group = if parts > 1 { col_blocks } else { blocking.group.max(1) };
         let grid = Grid { row_blocks, col_blocks, group };
@@ -700,8 +710,16 @@ impl<'a, T: Real> Work<'a, T> {
                     (Time::InRegisters, _) if is_whole_band && cols.is_multiple_of(lanes_of_one) => {
                         let rows = self.left(0, i0);
                         let unused = Operand { at: core::ptr::null_mut(), row: 0, step: 0, jump: 0 };
-                        let tiles =
-                            Tiles { rows, lanes, sums: unused, depth: deep, count: alike, resume: false, ask: Ask::Nothing };
+                        let tiles = Tiles {
+                            rows,
+                            lanes,
+                            sums: unused,
+                            depth: deep,
+                            count: alike,
+                            resume: false,
+                            ask: Ask::Nothing,
+                            tail: 0,
+                        };
                         let far = bytes::<T>(self.m, self.n) > MEMORY;
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
@@ -718,12 +736,20 @@ impl<'a, T: Real> Work<'a, T> {
                             count: alike,
                             resume: false,
                             ask: Ask::Nothing,
+                            tail: 0,
                         };
                         let sums = Sums { sums: before, stride, part: *part };
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` whole panels, as in `tiles`.
                         part.done = unsafe { self.epilogue.finish_beside(self.isa, &tiles, &sums, part.cols < self.n) };
                     }
-                    _ => self.tiles(self.piece_after(p0, j0), p0, deep, (i0, j0), height, lanes, (cols, alike), to, stride),
+                    _ => {
+                        // A single row takes a narrower panel at the end along: by itself that has too few sums in flight.
+                        let rest = panel + alike < panels && alike >= 2 && height == 1 && matches!(self.lanes, Lanes::Packed(_));
+                        let tail = if rest { (self.n - j0).div_ceil(lanes_of_one) % self.nv } else { 0 };
+                        let next = self.piece_after(p0, j0);
+                        self.tiles(next, p0, deep, (i0, j0), height, lanes, (cols, alike, tail), to, stride);
+                        panel += usize::from(tail > 0);
+                    }
                 }
                 panel += alike;
             }
@@ -756,7 +782,8 @@ impl<'a, T: Real> Work<'a, T> {
         unsafe { turned::run(self.isa, &turned) };
     }
 
-    /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns from `j0`, the first of them at `lanes`, over one block of depth.
+    /// Sums of `height` rows from `i0` and `alike` panels of `cols` columns from `j0`, the first of them at `lanes`, over one block of depth; of one row
+    /// those of the next `tail` vectors too.
     #[expect(clippy::too_many_arguments, reason = "a piece of a product in three dimensions")]
     fn tiles(
         &self,
@@ -766,7 +793,7 @@ impl<'a, T: Real> Work<'a, T> {
         (i0, j0): (usize, usize),
         height: usize,
         lanes: Operand<*const T>,
-        (cols, alike): (usize, usize),
+        (cols, alike, tail): (usize, usize, usize),
         sums: &mut [T],
         stride: usize,
     ) {
@@ -783,11 +810,13 @@ impl<'a, T: Real> Work<'a, T> {
                 count,
                 resume: p0 > 0,
                 ask: self.ask(lanes, deep, (i / self.mr, height.div_ceil(self.mr)), alike),
+                tail: if along_rows { 0 } else { tail },
             };
             // SAFETY: `1 ≤ high ≤ mr ≤ MAX_MR`, `1 ≤ vectors ≤ nv ≤ MAX_NV`, and
             // 1. `self.left` is good for the whole bands, or the rest of one, that `count` and `high` span within `height` rows;
-            // 2. `self.right` is good for `alike` panels, and `count` is `alike` when the tiles go along them;
-            // 3. `sums` has `height` rows of `stride` elements, of which `alike` panels are ours.
+            // 2. `self.right` is good for `alike` panels, and `count` is `alike` when the tiles go along them; `block` has asked for the tail, that
+            //    the panel behind them is packed and in the block;
+            // 3. `sums` has `height` rows of `stride` elements, of which `alike` panels and the tail are ours.
             unsafe { tile::run(self.isa, &tiles, high, vectors) };
         };
         let whole = height / self.mr;

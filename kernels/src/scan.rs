@@ -155,16 +155,16 @@ impl<T: Real> Kernel<f64> for Pass<'_, T> {
     #[inline(always)]
     fn run<S: Vector<f64>>(self, simd: S) -> Scan {
         let is_unit = self.a.ncols() <= 1 || self.a.col_stride() == 1;
-        // Vectors of a line of lanes. The conditions are constants.
-        match (LANES / S::LANES, is_unit) {
-            (1, true) => self.rows::<S, 1, true>(simd),
-            (1, false) => self.rows::<S, 1, false>(simd),
-            (2, true) => self.rows::<S, 2, true>(simd),
-            (2, false) => self.rows::<S, 2, false>(simd),
-            (4, true) => self.rows::<S, 4, true>(simd),
-            (4, false) => self.rows::<S, 4, false>(simd),
-            (_, true) => self.rows::<S, 8, true>(simd),
-            (_, false) => self.rows::<S, 8, false>(simd),
+        // Vectors of a line of lanes.
+        match const { LANES / S::LANES } {
+            1 if is_unit => self.rows::<S, 1, true>(simd),
+            1 => self.rows::<S, 1, false>(simd),
+            2 if is_unit => self.rows::<S, 2, true>(simd),
+            2 => self.rows::<S, 2, false>(simd),
+            4 if is_unit => self.rows::<S, 4, true>(simd),
+            4 => self.rows::<S, 4, false>(simd),
+            _ if is_unit => self.rows::<S, 8, true>(simd),
+            _ => self.rows::<S, 8, false>(simd),
         }
     }
 }

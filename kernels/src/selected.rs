@@ -16,7 +16,7 @@
 use faer::{MatMut, MatRef};
 
 use crate::gram::{fold, lanes};
-use crate::isa::{Isa, Kernel};
+use crate::isa::{Isa, Kernel, Tiled};
 use crate::vector::{Real, Vector};
 
 /// A product with some rows of a matrix: `out[o][j] ← start[o][j] + Σ_p z[p][o]·w[p][j]`.
@@ -73,40 +73,49 @@ struct Work<'a, 'b, T> {
     products: &'b mut [Selected<'a, T>],
 }
 
+/// Rows or columns at once for which there are registers enough, with what each of their steps needs beside the sums.
+const fn together<S: Tiled>() -> usize {
+    match S::TILE {
+        (8, _) => 12,
+        (mr, _) => mr,
+    }
+}
+
 impl<T: Real> Kernel<T> for Work<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Vector<T>>(mut self, simd: S) {
-        // Sums, the vectors of a row and a factor fit the registers; few rows have more vectors, so that chains enough run at a time. The
-        // number is a constant.
-        let most = match (S::REGISTER_COUNT, S::IS_SCALAR) {
-            (32, _) => 12,
-            (_, false) => 6,
-            (_, true) => 4,
-        };
+        // Few rows have more vectors, so that chains enough run at a time.
+        let most = const { together::<S>() };
         let groups = self.m.div_ceil(most);
         for group in 0..groups {
             let (from, to) = (self.m * group / groups, self.m * (group + 1) / groups);
-            match (most, to - from) {
-                (12, 1) => self.columns::<S, 1, 8>(simd, from),
-                (12, 2) => self.columns::<S, 2, 8>(simd, from),
-                (12, 3) => self.columns::<S, 3, 8>(simd, from),
-                (12, 4) => self.columns::<S, 4, 4>(simd, from),
-                (12, 5) => self.columns::<S, 5, 4>(simd, from),
-                (12, 6) => self.columns::<S, 6, 4>(simd, from),
-                (12, 7) => self.columns::<S, 7, 2>(simd, from),
-                (12, 8) => self.columns::<S, 8, 2>(simd, from),
-                (12, 9) => self.columns::<S, 9, 2>(simd, from),
-                (12, 10) => self.columns::<S, 10, 2>(simd, from),
-                (12, 11) => self.columns::<S, 11, 2>(simd, from),
-                (12, _) => self.columns::<S, 12, 2>(simd, from),
-                (_, 1) => self.columns::<S, 1, 4>(simd, from),
-                (_, 2) => self.columns::<S, 2, 4>(simd, from),
-                (_, 3) => self.columns::<S, 3, 2>(simd, from),
-                (_, 4) => self.columns::<S, 4, 2>(simd, from),
-                (6, 5) => self.columns::<S, 5, 2>(simd, from),
-                (_, _) => self.columns::<S, 6, 2>(simd, from),
+            let count = to - from;
+            if const { together::<S>() == 12 } {
+                match count {
+                    1 => self.columns::<S, 1, 8>(simd, from),
+                    2 => self.columns::<S, 2, 8>(simd, from),
+                    3 => self.columns::<S, 3, 8>(simd, from),
+                    4 => self.columns::<S, 4, 4>(simd, from),
+                    5 => self.columns::<S, 5, 4>(simd, from),
+                    6 => self.columns::<S, 6, 4>(simd, from),
+                    7 => self.columns::<S, 7, 2>(simd, from),
+                    8 => self.columns::<S, 8, 2>(simd, from),
+                    9 => self.columns::<S, 9, 2>(simd, from),
+                    10 => self.columns::<S, 10, 2>(simd, from),
+                    11 => self.columns::<S, 11, 2>(simd, from),
+                    _ => self.columns::<S, 12, 2>(simd, from),
+                }
+            } else {
+                match count {
+                    1 => self.columns::<S, 1, 4>(simd, from),
+                    2 => self.columns::<S, 2, 4>(simd, from),
+                    3 => self.columns::<S, 3, 2>(simd, from),
+                    4 => self.columns::<S, 4, 2>(simd, from),
+                    5 => self.columns::<S, 5, 2>(simd, from),
+                    _ => self.columns::<S, 6, 2>(simd, from),
+                }
             }
         }
     }
@@ -253,28 +262,25 @@ impl<T: Real> Kernel<f64> for &mut Crossing<'_, T> {
 
     #[inline(always)]
     fn run<S: Vector<f64>>(self, simd: S) {
-        // Two vectors for each column, two of `z` and an element fit the registers. The number is a constant.
-        let most = match (S::REGISTER_COUNT, S::IS_SCALAR) {
-            (32, _) => 12,
-            (_, false) => 6,
-            (_, true) => 4,
-        };
+        // Two vectors for each column, two of `z` and an element.
+        let most = const { together::<S>() };
         let groups = self.columns.len().div_ceil(most);
         for group in 0..groups {
             let (from, to) = (self.columns.len() * group / groups, self.columns.len() * (group + 1) / groups);
-            match (most, to - from) {
-                (_, 1) => self.columns::<S, 1>(simd, from),
-                (_, 2) => self.columns::<S, 2>(simd, from),
-                (_, 3) => self.columns::<S, 3>(simd, from),
-                (_, 4) => self.columns::<S, 4>(simd, from),
-                (6 | 12, 5) => self.columns::<S, 5>(simd, from),
-                (12, 7) => self.columns::<S, 7>(simd, from),
-                (12, 8) => self.columns::<S, 8>(simd, from),
-                (12, 9) => self.columns::<S, 9>(simd, from),
-                (12, 10) => self.columns::<S, 10>(simd, from),
-                (12, 11) => self.columns::<S, 11>(simd, from),
-                (12, 12) => self.columns::<S, 12>(simd, from),
-                (_, _) => self.columns::<S, 6>(simd, from),
+            match to - from {
+                1 => self.columns::<S, 1>(simd, from),
+                2 => self.columns::<S, 2>(simd, from),
+                3 => self.columns::<S, 3>(simd, from),
+                4 => self.columns::<S, 4>(simd, from),
+                5 => self.columns::<S, 5>(simd, from),
+                6 => self.columns::<S, 6>(simd, from),
+                _ if const { together::<S>() < 12 } => unreachable!("groups are smaller"),
+                7 => self.columns::<S, 7>(simd, from),
+                8 => self.columns::<S, 8>(simd, from),
+                9 => self.columns::<S, 9>(simd, from),
+                10 => self.columns::<S, 10>(simd, from),
+                11 => self.columns::<S, 11>(simd, from),
+                _ => self.columns::<S, 12>(simd, from),
             }
         }
     }
@@ -338,7 +344,7 @@ impl<T: Real> Kernel<T> for Inner<'_, T> {
     #[inline(always)]
     fn run<S: Vector<T>>(mut self, simd: S) {
         // Sums, rows and a vector fit the registers. The conditions are constants.
-        match lanes::<T>() / S::LANES {
+        match const { lanes::<T>() / S::LANES } {
             1 => self.blocks::<S, 5, 1>(simd),
             2 => self.blocks::<S, 2, 2>(simd),
             4 => self.blocks::<S, 2, 4>(simd),

@@ -511,14 +511,13 @@ impl<T: Real, I: Index, const W: usize> Kernel<T> for Block<'_, T, I, W> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // Lines at a time: enough chains to hide the latency of an addition, in no more than half of the registers. Constants.
-        match (W / S::LANES, S::IS_SCALAR) {
-            (1, false) => self.lines::<S, 1, 4>(simd),
-            (2, false) => self.lines::<S, 2, 4>(simd),
-            (4, false) => self.lines::<S, 4, 2>(simd),
-            (8, false) => self.lines::<S, 8, 1>(simd),
-            (8, true) => self.lines::<S, 8, 1>(simd),
-            (16, true) => self.lines::<S, 16, 1>(simd),
+        // Lines at a time: enough chains to hide the latency of an addition, in no more than half of the registers.
+        match const { W / S::LANES } {
+            1 => self.lines::<S, 1, 4>(simd),
+            2 => self.lines::<S, 2, 4>(simd),
+            4 => self.lines::<S, 4, 2>(simd),
+            8 => self.lines::<S, 8, 1>(simd),
+            16 => self.lines::<S, 16, 1>(simd),
             _ => unreachable!("`within` has chosen vectors of 1 to `W` lanes"),
         }
     }
@@ -595,8 +594,8 @@ impl<T: Real, I: Index> Kernel<T> for Single<'_, T, I> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        // Vectors in a line of lanes; constants.
-        match lanes::<T>() / S::LANES {
+        // Vectors in a line of lanes.
+        match const { lanes::<T>() / S::LANES } {
             1 => self.lines::<S, 1>(simd),
             2 => self.lines::<S, 2>(simd),
             4 => self.lines::<S, 4>(simd),
@@ -923,7 +922,7 @@ impl<T: Real, I: Index> Kernel<T> for Dots<'_, '_, T, I> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        match lanes::<T>() / S::LANES {
+        match const { lanes::<T>() / S::LANES } {
             1 => self.dots::<S, 1>(simd),
             2 => self.dots::<S, 2>(simd),
             4 => self.dots::<S, 4>(simd),

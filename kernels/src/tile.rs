@@ -20,6 +20,8 @@ pub(crate) struct Tiles<T> {
     pub(crate) count: usize,
     pub(crate) resume: bool,
     pub(crate) ask: Ask<T>,
+    /// Vectors of a narrower tile behind the last one, or 0; for one row of packed panels.
+    pub(crate) tail: usize,
 }
 
 /// What a run of tiles asks for meanwhile, which need not exist.
@@ -53,6 +55,8 @@ pub(crate) struct Operand<P> {
 /// 1. `rows.at + r·row + p·step` is readable for all `r < rows`, `p < depth`;
 /// 2. `lanes.at + p·step + l` is readable for all `p < depth`, `l < vectors·LANES`;
 /// 3. `sums.at + r·row + l` is readable and writable, by nobody else, for all `r < rows`, `l < vectors·LANES`.
+///
+/// A tail is for `rows = 1` and rows that do not jump, `count ≥ 2`, and `tail < vectors`: contracts 2 and 3 for tile `count` with as many vectors.
 #[inline(always)]
 pub(crate) unsafe fn run<T: Real>(isa: Isa, tiles: &Tiles<T>, rows: usize, vectors: usize) {
     Table::<T>::KERNELS[rows - 1][vectors - 1](isa, tiles);
@@ -65,7 +69,10 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(self, simd: S) {
-        let Tiles { mut rows, mut lanes, mut sums, depth, mut count, resume, mut ask } = *self.0;
+        if const { R > S::TILE.0 || V > S::TILE.1 } {
+            unreachable!("tiles of this instruction set are smaller");
+        }
+        let Tiles { mut rows, mut lanes, mut sums, depth, mut count, resume, mut ask, tail } = *self.0;
         // One row of one panel has too few sums in flight, and so have two of a packed one.
         while R <= 2 && rows.jump == 0 && count >= 2 && (R == 1 || lanes.jump > lanes.step) {
             let together = match count {
@@ -74,13 +81,14 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
                 3 | 5 | 6 => 3,
                 _ => 4,
             };
+            let tail = if together == count { tail } else { 0 };
             match together {
-                // SAFETY: the contracts of `run` for as many tiles, of the same rows.
-                4 => unsafe { abreast::<T, S, R, V, 4>(simd, rows, lanes, sums, depth, resume) },
+                // SAFETY: the contracts of `run` for as many tiles, of the same rows, and the tail.
+                4 => unsafe { with_tail::<T, S, R, V, 4>(simd, rows, lanes, sums, depth, resume, tail) },
                 // SAFETY: as above.
-                3 => unsafe { abreast::<T, S, R, V, 3>(simd, rows, lanes, sums, depth, resume) },
+                3 => unsafe { with_tail::<T, S, R, V, 3>(simd, rows, lanes, sums, depth, resume, tail) },
                 // SAFETY: as above.
-                _ => unsafe { abreast::<T, S, R, V, 2>(simd, rows, lanes, sums, depth, resume) },
+                _ => unsafe { with_tail::<T, S, R, V, 2>(simd, rows, lanes, sums, depth, resume, tail) },
             }
             lanes.at = lanes.at.wrapping_offset(together as isize * lanes.jump);
             sums.at = sums.at.wrapping_offset(together as isize * sums.jump);
@@ -126,12 +134,37 @@ impl<T: Real, const R: usize, const V: usize> Kernel<T> for Micro<'_, T, R, V> {
     }
 }
 
-/// Computes `N` tiles, step by step of depth.
+/// Computes `N` tiles and the tail behind them.
 ///
 /// # Safety
-/// The contracts of [`run`] for `R` rows, `V` vectors and as many tiles, whose rows are the same.
+/// As for [`abreast`], for a tail of `tail` vectors.
 #[inline(always)]
-unsafe fn abreast<T: Real, S: Vector<T>, const R: usize, const V: usize, const N: usize>(
+unsafe fn with_tail<T: Real, S: Vector<T>, const R: usize, const V: usize, const N: usize>(
+    simd: S,
+    rows: Operand<*const T>,
+    lanes: Operand<*const T>,
+    sums: Operand<*mut T>,
+    depth: usize,
+    resume: bool,
+    tail: usize,
+) {
+    match tail {
+        // SAFETY: passed on.
+        1 if const { R == 1 && V > 1 } => unsafe { abreast::<T, S, R, V, N, 1>(simd, rows, lanes, sums, depth, resume) },
+        // SAFETY: passed on.
+        2 if const { R == 1 && V > 2 } => unsafe { abreast::<T, S, R, V, N, 2>(simd, rows, lanes, sums, depth, resume) },
+        // SAFETY: passed on.
+        _ => unsafe { abreast::<T, S, R, V, N, 0>(simd, rows, lanes, sums, depth, resume) },
+    }
+}
+
+/// Computes `N` tiles, and of another one behind them the first row of `W` vectors, step by step of depth.
+///
+/// # Safety
+/// The contracts of [`run`] for `R` rows, `V` vectors and as many tiles, whose rows are the same; contracts 2 and 3 for one row and `W` vectors of the
+/// tile behind them.
+#[inline(always)]
+unsafe fn abreast<T: Real, S: Vector<T>, const R: usize, const V: usize, const N: usize, const W: usize>(
     simd: S,
     rows: Operand<*const T>,
     lanes: Operand<*const T>,
@@ -140,19 +173,28 @@ unsafe fn abreast<T: Real, S: Vector<T>, const R: usize, const V: usize, const N
     resume: bool,
 ) {
     let mut acc = [[[simd.splat(T::ZERO); V]; R]; N];
-    let sum = |t: usize, r: usize| sums.at.wrapping_offset(t as isize * sums.jump + r as isize * sums.row);
+    let mut tail = [simd.splat(T::ZERO); W];
+    let sum = |t: usize, r: usize, v: usize| {
+        let row = sums.at.wrapping_offset(t as isize * sums.jump + r as isize * sums.row);
+        row.wrapping_add(v * S::LANES).cast::<S::V>()
+    };
     if resume {
         for t in 0..N {
             for r in 0..R {
                 for v in 0..V {
                     // SAFETY: contract 3, tile `t`, `r < R`, `v < V`.
-                    acc[t][r][v] = unsafe { sum(t, r).wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+                    acc[t][r][v] = unsafe { sum(t, r, v).read_unaligned() };
                 }
             }
+        }
+        for v in 0..W {
+            // SAFETY: contract 3 of the tile behind them, `v < W`.
+            tail[v] = unsafe { sum(N, 0, v).read_unaligned() };
         }
     }
     let mut row: [*const T; R] = core::array::from_fn(|r| rows.at.wrapping_offset(r as isize * rows.row));
     let mut lane: [*const T; N] = core::array::from_fn(|t| lanes.at.wrapping_offset(t as isize * lanes.jump));
+    let mut behind = lanes.at.wrapping_offset(N as isize * lanes.jump);
     for _ in 0..depth {
         let mut a = [simd.splat(T::ZERO); R];
         for r in 0..R {
@@ -170,14 +212,24 @@ unsafe fn abreast<T: Real, S: Vector<T>, const R: usize, const V: usize, const N
             }
             lane[t] = lane[t].wrapping_offset(lanes.step);
         }
+        for v in 0..W {
+            // SAFETY: contract 2 of the tile behind them, `p < depth`, `v < W`.
+            let b = unsafe { behind.wrapping_add(v * S::LANES).cast::<S::V>().read_unaligned() };
+            tail[v] = simd.mul_add(a[0], b, tail[v]);
+        }
+        behind = behind.wrapping_offset(lanes.step);
     }
     for t in 0..N {
         for r in 0..R {
             for v in 0..V {
                 // SAFETY: contract 3, tile `t`, `r < R`, `v < V`.
-                unsafe { sum(t, r).wrapping_add(v * S::LANES).cast::<S::V>().write_unaligned(acc[t][r][v]) };
+                unsafe { sum(t, r, v).write_unaligned(acc[t][r][v]) };
             }
         }
+    }
+    for v in 0..W {
+        // SAFETY: contract 3 of the tile behind them, `v < W`.
+        unsafe { sum(N, 0, v).write_unaligned(tail[v]) };
     }
 }
 

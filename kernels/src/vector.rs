@@ -14,7 +14,7 @@ use crate::arch;
 use crate::cholesky::Block;
 use crate::elementary::{RowMajorMut, RowMajorRef};
 use crate::epilogue::Epilogue;
-use crate::isa::{Isa, Kernel};
+use crate::isa::{Isa, Kernel, Tiled};
 use crate::optimizer::{Descent, Update};
 use crate::product::{Problem, Scratch};
 use crate::scan::{NotFinite, Scan};
@@ -199,7 +199,7 @@ pub trait Arithmetic<T: Real>: Copy {
 }
 
 /// Vectors of `T` under an instruction set: `V` is a register, plain data without alignment of its own.
-pub trait Vector<T: Real>: Simd + Arithmetic<T, V: Pod> {
+pub trait Vector<T: Real>: Simd + Tiled + Arithmetic<T, V: Pod> {
     /// Elements in a vector.
     const LANES: usize;
 
@@ -400,7 +400,7 @@ macro_rules! vectors {
             }
         }
 
-        impl<S: Simd> Vector<$t> for S {
+        impl<S: Simd + Tiled> Vector<$t> for S {
             const LANES: usize = S::$lanes;
 
             #[inline(always)]
