@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The rows of a group are far apart: the hardware fetches ahead along a few streams, each in the order of memory, but not along as many rows
-//! side by side. Beside that only sweeps with a product ask for weights: others would lose a tenth by it.
+//! side by side. Beside that only sweeps with a product ask for weights, and only far ones: others would lose by it. From memory these take more
+//! streams than others.
 //!
 //! A load waits for stores before it that look alike in a page, and rows of a group often do. So runs are long; where they always do, and the caches
 //! hold the weights, plain descent goes along the rows abreast, or, beyond the second-level cache and without a product, along whole rows of two
@@ -18,14 +19,14 @@
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descending, Descent, Parameters, Rule, Visit};
-use crate::product::{Apply, FAR_AHEAD};
+use crate::product::{Apply, FAR_AHEAD, MEMORY};
 use crate::strided::Input;
 use crate::threads;
 use crate::vector::{Real, Vector};
 
 use faer::{MatRef, Par};
 
-/// Rows of a group at most, each with a chain of sums: four to six streams with the moments.
+/// Rows of a group, each with a chain of sums: four to six streams with the moments; twice as many for plain sweeps with a product from memory.
 const GROUP: usize = 4;
 
 /// Bytes of weights and moments that the last-level cache keeps, and the second-level one.
@@ -103,7 +104,8 @@ impl<T: Real, const IMAGE: bool> Visit<T> for Sweep<'_, T, IMAGE> {
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
         let Sweep { isa, tasks, is_transposed, diff, mean, next, image } = self;
         let rate = epilogue.rule.fold(if is_transposed { mean } else { diff });
-        Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, first: 0, diff, mean, next, image }.share(isa, tasks);
+        let asks = m * n * (1 + A::MOMENTS) * size_of::<T>() > MEMORY;
+        Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, asks, first: 0, diff, mean, next, image }.share(isa, tasks);
     }
 }
 
@@ -113,6 +115,8 @@ struct Rows<'a, T, A, const IMAGE: bool> {
     /// What `δ` is multiplied by: `diff`, or `mean` if the weights are transposed.
     rate: Option<T>,
     is_transposed: bool,
+    /// Whether weights come from so far that they are asked for.
+    asks: bool,
     first: usize,
     diff: &'a [T],
     mean: &'a [T],
@@ -175,6 +179,8 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         // What constants rule out is not compiled. Scalar code need not be fast.
         let done = if const { !UNIT || S::IS_SCALAR } || halves {
             0
+        } else if const { K == 1 && A::MOMENTS == 0 && IMAGE } && !stays {
+            self.groups::<S, UNIT, FOLDED, K, { 2 * GROUP }, N>(simd, false)
         } else if const { K == 1 && A::MOMENTS == 0 } && stays && self.epilogue.look_alike(m / GROUP) {
             self.groups::<S, UNIT, FOLDED, K, GROUP, N>(simd, true)
         } else if const { A::MOMENTS == 0 } && !(IMAGE && row <= NEAR && is_far) {
@@ -203,7 +209,7 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         apart * R
     }
 
-    /// 1, 2 or 4 rows that are `apart`, in runs of `N` lines; if `abreast`, vectors below each other are loaded before one of them is stored. The
+    /// 1, 2, 4 or 8 rows that are `apart`, in runs of `N` lines; if `abreast`, vectors below each other are loaded before one of them is stored. The
     /// caller names that as a constant.
     #[inline(always)]
     fn group<S: Vector<T>, const UNIT: bool, const FOLDED: bool, const K: usize, const R: usize, const N: usize>(
@@ -246,7 +252,7 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         }
     }
 
-    /// `N` lines of columns of `R` rows (1, 2 or 4), from `line`.
+    /// `N` lines of columns of `R` rows (1, 2, 4 or 8), from `line`.
     ///
     /// # Safety
     /// For each vector of them, which starts at a column `col`, `live(col)` is zero, or at most `LANES` with `col + live(col) ≤ n`. Rows
@@ -302,19 +308,17 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
             }
             return;
         }
-        // Written out: in a loop over the rows the compiler would keep the sums in memory.
-        // SAFETY: the contract, row by row.
-        unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row, diff[0], line, live, (&s, &x), &mut sums[0]) };
-        if R > 1 {
-            // SAFETY: as above.
-            unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row + apart, diff[1], line, live, (&s, &x), &mut sums[1]) };
+        // In a loop over the rows the compiler would keep the sums in memory.
+        macro_rules! run_of {
+            ($($r:literal)*) => { $(
+                if R > $r {
+                    let (row, sum) = (row + $r * apart, &mut sums[$r]);
+                    // SAFETY: the contract, row by row.
+                    unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row, diff[$r], line, live, (&s, &x), sum) };
+                }
+            )* };
         }
-        if R > 2 {
-            // SAFETY: as above.
-            unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row + 2 * apart, diff[2], line, live, (&s, &x), &mut sums[2]) };
-            // SAFETY: as above.
-            unsafe { self.run_of::<S, UNIT, FOLDED, K, N>(simd, row + 3 * apart, diff[3], line, live, (&s, &x), &mut sums[3]) };
-        }
+        run_of!(0 1 2 3 4 5 6 7);
     }
 
     /// `N` lines of row `row` from `line`, for these vectors of `mean` and `next`.
@@ -369,7 +373,8 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
             *sum = simd.mul_add(zero, zero, *sum);
             return [zero; 3];
         }
-        if IMAGE {
+        // With vectors shorter than a line the question costs more than it saves.
+        if IMAGE && (const { S::LANES < lanes::<T>() } || self.asks) {
             self.epilogue.prefetch::<true>(row, col + FAR_AHEAD / size_of::<T>());
         }
         // SAFETY: the epilogue fits the weights, of which this row is one and ours alone, since `share` gives no row to two; `1 ≤ live`,

@@ -965,7 +965,7 @@ fn bytes<T>(rows: usize, cols: usize) -> usize {
 const LAST_LEVEL: usize = 1 << 21;
 
 /// Bytes above which a matrix is taken to come from memory.
-const MEMORY: usize = 1 << 23;
+pub(crate) const MEMORY: usize = 1 << 23;
 
 /// Bytes of the result from which what the epilogue meets, some matrices of that size, is taken to come from the last-level cache.
 const LARGE_RESULT: usize = 1 << 18;

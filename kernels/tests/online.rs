@@ -17,6 +17,7 @@ tests_of_both_types!(
     every_tail_and_layout,
     rows_that_look_alike_go_abreast,
     large_weights_are_shared_out,
+    weights_from_memory,
     a_rate_that_does_not_fit_is_not_folded,
     nan_stays_in_its_row,
     misuse_panics
@@ -188,6 +189,16 @@ fn large_weights_are_shared_out<T: Scalar>() {
                 step.check(isa, Par::rayon(threads), Layout::default(), update);
             }
         }
+    }
+}
+
+/// More weights than caches hold; rows and columns left over.
+fn weights_from_memory<T: Scalar>() {
+    let (m, n) = (1029, (17 << 20) / 1029 / size_of::<T>() + 5);
+    let step = Step::<T>::new(m, n, Family::Uniform, 1);
+    for (isa, optimizer) in Isa::available().flat_map(|isa| [Optimizer::Sgd, Optimizer::MOMENTUM].map(|rule| (isa, rule))) {
+        let update = Update { optimizer, decay: Decay::Decoupled(1e-2), learning_rate: 0.1, step: 2, scale: -0.5 };
+        step.check(isa, Par::Seq, Layout::default(), update);
     }
 }
 

@@ -113,13 +113,14 @@ fn threads<T: Scalar>() {
     }
 }
 
-/// A row alone, or left over, goes over some panels abreast, or not.
+/// A row alone, or left over, goes over some panels abreast, or not, and takes a narrower one at the end along.
 fn single_rows<T: Scalar>() {
     for isa in Isa::available() {
         let (mr, nv) = isa.tile();
         let width = nv * isa.lanes::<T>();
         for (m, panels, depth) in [(1, 3, 9), (1, 4, 40), (1, 5, 300), (1, 9, 70), (mr + 1, 8, 21)] {
-            for n in [panels * width, panels * width + 1, panels * width + width - 1] {
+            for more in [0, 1, isa.lanes::<T>() + 1, width - 1] {
+                let n = panels * width + more;
                 let problem = Problem { m, n, depth, families: [Family::Uniform; 2], seed: 23 };
                 let (rows, lanes) = (problem.rows::<T>(), problem.lanes());
                 let chains = chains(&rows, &lanes);
