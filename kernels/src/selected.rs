@@ -14,9 +14,10 @@
 //! Every sum is one chain of fused multiply-adds in the order of the list: the groups, blocks and the instruction set change no bit.
 
 use faer::{MatMut, MatRef};
+use pulp::Simd;
 
 use crate::gram::{fold, lanes};
-use crate::isa::{Isa, Kernel, Tiled};
+use crate::isa::{Isa, Kernel};
 use crate::vector::{Real, Vector};
 
 /// A product with some rows of a matrix: `out[o][j] ← start[o][j] + Σ_p z[p][o]·w[p][j]`.
@@ -74,10 +75,11 @@ struct Work<'a, 'b, T> {
 }
 
 /// Rows or columns at once for which there are registers enough, with what each of their steps needs beside the sums.
-const fn together<S: Tiled>() -> usize {
-    match S::TILE {
-        (8, _) => 12,
-        (mr, _) => mr,
+const fn together<S: Simd>() -> usize {
+    match (S::REGISTER_COUNT, S::IS_SCALAR) {
+        (32, _) => 12,
+        (_, false) => 6,
+        (_, true) => 4,
     }
 }
 
@@ -343,7 +345,7 @@ impl<T: Real> Kernel<T> for Inner<'_, T> {
 
     #[inline(always)]
     fn run<S: Vector<T>>(mut self, simd: S) {
-        // Sums, rows and a vector fit the registers. The conditions are constants.
+        // Sums, rows and a vector fit the registers.
         match const { lanes::<T>() / S::LANES } {
             1 => self.blocks::<S, 5, 1>(simd),
             2 => self.blocks::<S, 2, 2>(simd),
