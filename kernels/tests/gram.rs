@@ -26,6 +26,7 @@ tests_of_both_types!(
     empty,
     misfits,
     scans,
+    sums_follow_memory,
     scans_of_extreme_matrices,
     scans_find_the_first_odd_element,
     brackets,
@@ -296,25 +297,61 @@ fn scans<T: Scalar>() {
     tally.conclude::<T>("scan");
 }
 
-/// Elements `±2^exponent` for exponents to both ends of the range: bounds are those of `±1`, scaled.
+/// A matrix by columns has the bits of the transposed one by rows, and neither direction nor distance of the lines has a part in them.
+fn sums_follow_memory<T: Scalar>() {
+    let mut scratch = Scratch::new();
+    let mut orders_differ = false;
+    for (m, n) in SHAPES {
+        let a = Grid::<T>::random(m, n, Family::Uniform, 7);
+        for isa in Isa::available() {
+            let mut scan = |a: &Grid<T>| scan(isa, a.view(), &mut scratch).expect("finite elements");
+            let by_rows = scan(&a);
+            let turned = scan(&a.transposed());
+            let by_columns = Scan {
+                shape: (m, n),
+                row_sum: turned.col_sum,
+                col_sum: turned.row_sum,
+                row_square: turned.col_square,
+                col_square: turned.row_square,
+                ..turned
+            };
+            orders_differ |= by_rows != by_columns;
+            for layout in Layout::all() {
+                let wanted = if layout.by_columns { by_columns } else { by_rows };
+                assert_eq!(scan(&a.relaid(layout)), wanted, "{m} × {n} on {isa}, {layout:?}");
+            }
+        }
+    }
+    assert!(orders_differ, "the orders have the same bits: nothing was tested");
+}
+
+/// Elements `±2^exponent` for exponents to both ends of the range: bounds are those of `±1`, scaled. Among subnormal numbers the norm of
+/// rows lies below the middle of its neighbours, and that of all elements above.
 fn scans_of_extreme_matrices<T: Scalar>() {
     let (smallest, largest) = if T::NAME == "f32" { (-149, 127) } else { (-1074, 1023) };
-    let signs = Grid::<T>::random(5, 37, Family::Uniform, 3).map(|x| if x < T::ZERO { -T::ONE } else { T::ONE });
+    let (m, n) = (6, 45);
+    let signs = Grid::<T>::random(m, n, Family::Uniform, 3).map(|x| if x < T::ZERO { -T::ONE } else { T::ONE });
+    // The promised (m + n + 8)ε and the four roundings of a bound.
+    let slack = (m + n + 12) as f64 * f64::EPSILON;
+    let (of_all, of_rows) = (((m * n) as f64).sqrt(), (n as f64).sqrt());
     for exponent in [smallest, smallest + 1, -400, -401, 0, 400, 401, 511, largest - 8, largest] {
         let exponent = exponent.clamp(smallest, largest);
         let a = signs.map(|x| T::from_f64(Wide::from(x.to_f64()).scale(exponent).hi));
         let at = |x: f64| Wide::from(x).scale(exponent).hi;
+        // Not rounded, unless it overflows.
+        let of = |x: f64| Wide::from(x).scale(-exponent).hi;
         for got in scanned(&a) {
             assert_eq!(got.largest, at(1.0));
             let tight = |got: f64, norm: f64| {
-                // Slack of 2(m + n + 8)u and one ulp; and what overflows is infinite.
-                let most = at(norm * (1.0 + 60.0 * f64::EPSILON)) + f64::from_bits(1);
-                assert!(got >= at(norm).min(f64::MAX) && got <= most, "{got:e}, not {:e}, at 2^{exponent}", at(norm));
+                // One ulp more among subnormal numbers; what overflows is infinite.
+                let most = at(norm * (1.0 + slack)) + f64::from_bits(1);
+                let is_above = got == f64::INFINITY || of(got) >= norm;
+                assert!(is_above && got <= most, "{got:e}, not {:e}, at 2^{exponent}", at(norm));
             };
-            tight(got.frobenius(), 185f64.sqrt());
-            tight(got.holder(), 185f64.sqrt());
-            let norm = at(37f64.sqrt()).min(f64::MAX);
-            assert!(got.lower() <= norm && got.lower() >= norm * (1.0 - 60.0 * f64::EPSILON) - f64::from_bits(1), "2^{exponent}");
+            tight(got.frobenius(), of_all);
+            tight(got.holder(), of_all);
+            let least = at(of_rows).min(f64::MAX) * (1.0 - slack) - f64::from_bits(1);
+            assert!(of(got.lower()) <= of_rows && got.lower() >= least, "{:e} at 2^{exponent}", got.lower());
         }
     }
 }

@@ -21,6 +21,7 @@ tests_of_both_types!(
     rate_times_scale_out_of_range,
     integers_are_exact,
     nan_stays_in_its_weight,
+    weights_without_coupled_decay_are_not_in_the_gradient,
     misuse_panics
 );
 
@@ -254,6 +255,32 @@ fn nan_stays_in_its_weight<T: Scalar>() {
                         let mut wanted = clean.clone();
                         wanted.set(row, col, got.get(row, col));
                         got.check_bits(&wanted, &(isa.name(), update, poisoned)).unwrap();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Without coupled decay, or with a factor of 0, moments do not depend on the weights, even if these are infinite or NaN.
+fn weights_without_coupled_decay_are_not_in_the_gradient<T: Scalar>() {
+    let problem = Problem { m: 9, n: 51, depth: 3, families: [Family::Uniform; 2], seed: 5 };
+    let (rows, lanes) = (problem.rows::<T>(), problem.lanes::<T>());
+    for optimizer in OPTIMIZERS {
+        for decay in [Decay::None, Decay::Coupled(0.0), Decay::Decoupled(0.01)] {
+            let update = Update { optimizer, decay, learning_rate: 0.1, step: 2, scale: 0.5 };
+            let old = parameters::<T>(&problem, Family::Uniform, &update);
+            for isa in Isa::available() {
+                let clean = updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+                for poison in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN].map(T::from_f64) {
+                    let mut old = old.clone();
+                    let poisoned = [(0, 0), (4, 48), (8, 50)];
+                    poisoned.iter().for_each(|&(row, col)| old[0].set(row, col, poison));
+                    let new = updated(&Call::plain(), isa, [&rows, &lanes], &old, update);
+                    let mut weights = clean[0].clone();
+                    poisoned.iter().for_each(|&(row, col)| weights.set(row, col, poison));
+                    for (got, wanted) in new.iter().zip([&weights].into_iter().chain(&clean[1..])) {
+                        got.check_bits(wanted, &(isa.name(), update, poison)).unwrap();
                     }
                 }
             }
