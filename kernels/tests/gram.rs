@@ -297,15 +297,22 @@ fn scans<T: Scalar>() {
     tally.conclude::<T>("scan");
 }
 
-/// A matrix by columns has the bits of the transposed one by rows, and neither direction nor distance of the lines has a part in them.
+/// Along rows the sums of columns are taken one row after the other; a matrix by columns has the bits of the transposed one by rows; and
+/// neither direction nor distance of the lines has a part in them.
 fn sums_follow_memory<T: Scalar>() {
     let mut scratch = Scratch::new();
     let mut orders_differ = false;
     for (m, n) in SHAPES {
         let a = Grid::<T>::random(m, n, Family::Uniform, 7);
+        let down = |j| (0..m).map(move |i| (i, j));
+        let size = |(i, j)| T::to_f64(a.get(i, j)).abs();
+        let sum = |j| down(j).fold(0.0, |sum, at| sum + size(at));
+        let square = |j| down(j).fold(0.0, |sum, at| size(at).mul_add(size(at), sum));
+        let [col_sum, col_square] = [(0..n).map(sum).fold(0.0, f64::max), (0..n).map(square).fold(0.0, f64::max)];
         for isa in Isa::available() {
             let mut scan = |a: &Grid<T>| scan(isa, a.view(), &mut scratch).expect("finite elements");
             let by_rows = scan(&a);
+            assert_eq!((by_rows.col_sum, by_rows.col_square), (col_sum, col_square), "{m} × {n} on {isa}");
             let turned = scan(&a.transposed());
             let by_columns = Scan {
                 shape: (m, n),
