@@ -25,6 +25,7 @@ use core::ops::Range;
 use faer::{MatMut, MatRef, Par};
 
 use crate::arch;
+use crate::cache;
 use crate::isa::{Isa, Kernel};
 use crate::product::Scratch;
 use crate::strided::{MAX_LANES, Target};
@@ -42,10 +43,6 @@ const GROUP: usize = 8;
 
 /// Rows of a group where two groups are worked on in one loop.
 const PAIR: usize = 2;
-
-/// Bytes of first-level and of second-level cache that are counted on.
-const FIRST: usize = 48 << 10;
-const SECOND: usize = 1 << 20;
 
 /// Bytes of a matrix for which the next group is fetched during additions: others are in a cache that is quick enough without.
 const FETCHED: usize = 4 << 20;
@@ -340,7 +337,7 @@ fn bytes<T, E>(rows: usize, n: usize) -> usize {
 /// Whether one loop works on two pairs of rows: both have to be in the first-level cache, and to begin at the same place of a line of lanes, as
 /// reads across lines take twice as long.
 fn is_paired<T: Real, E>(a: MatRef<'_, E>) -> bool {
-    bytes::<T, E>(2 * PAIR, a.ncols()) <= FIRST && a.row_stride() % lanes::<T>() as isize == 0
+    bytes::<T, E>(2 * PAIR, a.ncols()) <= cache::FIRST && a.row_stride() % lanes::<T>() as isize == 0
 }
 
 impl<T: Real, Q: Source<T>, const P: usize> Sweep<'_, T, Q, P> {
@@ -494,7 +491,8 @@ impl<T: Real, Q: Source<T>, const P: usize> Pairs<'_, '_, T, Q, P> {
         let (m, n) = sweep.a.shape();
         // The two rows after them are asked for as one stream, if they are one and the cache has room for them.
         let gap = sweep.a.row_stride().abs_diff(n as isize);
-        if 8 * gap <= n && bytes::<T, Q::Element>(3 * PAIR, n) <= FIRST && m * n * size_of::<Q::Element>() > SECOND {
+        if 8 * gap <= n && bytes::<T, Q::Element>(3 * PAIR, n) <= cache::FIRST && m * n * size_of::<Q::Element>() > cache::SECOND
+        {
             self.walk::<S, K, true>(simd);
         } else {
             self.walk::<S, K, false>(simd);

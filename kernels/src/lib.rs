@@ -18,6 +18,7 @@
 pub mod activation;
 mod arch;
 mod buffer;
+mod cache;
 pub mod cholesky;
 pub mod elementary;
 pub mod epilogue;

@@ -16,10 +16,11 @@
 //! hold the weights, plain descent goes along the rows abreast, or, beyond the second-level cache and without a product, along whole rows of two
 //! halves in turn: then a vector of the sample is loaded for each row, which costs less than to wait if it is a whole cache line.
 
+use crate::cache;
 use crate::gram::{fold, lanes};
 use crate::isa::{Isa, Kernel};
 use crate::optimizer::{Descending, Descent, Parameters, Rule, Visit};
-use crate::product::{Apply, FAR_AHEAD, MEMORY};
+use crate::product::{Apply, FAR_AHEAD};
 use crate::strided::Input;
 use crate::threads;
 use crate::vector::{Real, Vector};
@@ -28,10 +29,6 @@ use faer::{MatRef, Par};
 
 /// Rows of a group, each with a chain of sums: four to six streams with the moments; twice as many for plain sweeps with a product from memory.
 const GROUP: usize = 4;
-
-/// Bytes of weights and moments that the last-level cache keeps, and the second-level one.
-const LAST_LEVEL: usize = 16 << 20;
-const SECOND_LEVEL: usize = 1 << 20;
 
 /// Bytes of a row of the weights, and of a sample, that leave room for others in the first-level cache.
 const NEAR: usize = 8 << 10;
@@ -104,7 +101,7 @@ impl<T: Real, const IMAGE: bool> Visit<T> for Sweep<'_, T, IMAGE> {
         assert!(epilogue.fits(m, n), "the moments have the shape of the weights, {m} × {n}");
         let Sweep { isa, tasks, is_transposed, diff, mean, next, image } = self;
         let rate = epilogue.rule.fold(if is_transposed { mean } else { diff });
-        let asks = m * n * (1 + A::MOMENTS) * size_of::<T>() > MEMORY;
+        let asks = m * n * (1 + A::MOMENTS) * size_of::<T>() > cache::MEMORY;
         Rows::<T, A, IMAGE> { epilogue, rate, is_transposed, asks, first: 0, diff, mean, next, image }.share(isa, tasks);
     }
 }
@@ -173,7 +170,7 @@ impl<T: Real, A: Rule<T>, const IMAGE: bool> Rows<'_, T, A, IMAGE> {
         let m = self.diff.len();
         let row = size_of_val(self.mean);
         let bytes = m * row * (1 + A::MOMENTS);
-        let (stays, is_far) = (bytes <= LAST_LEVEL, bytes > SECOND_LEVEL);
+        let (stays, is_far) = (bytes <= cache::LAST, bytes > cache::SECOND);
         // Where a vector is a line.
         let halves = UNIT && K == 1 && !IMAGE && stays && (A::MOMENTS > 0 || is_far) && self.epilogue.look_alike(GROUP);
         // What constants rule out is not compiled. Scalar code need not be fast.

@@ -20,6 +20,7 @@ use faer::{MatRef, Par, RowRef};
 
 use crate::arch;
 use crate::buffer::Buffer;
+use crate::cache;
 use crate::epilogue::Epilogue;
 use crate::isa::{Isa, Kernel};
 use crate::pack::{Bands, Panels, pack_blocks, panel_width};
@@ -427,8 +428,8 @@ pub struct Blocking {
     pub group: usize,
 }
 
-/// Bytes of second-level cache that the blocking counts on: half of what small current cores have.
-const CACHE: usize = 1 << 19;
+/// Bytes of second-level cache that the blocking counts on.
+const CACHE: usize = cache::SECOND / 2;
 
 impl Blocking {
     /// A few rows (a batch) against packed panels: panels outermost, all rows meet a panel while it is near.
@@ -720,7 +721,7 @@ impl<'a, T: Real> Work<'a, T> {
                             ask: Ask::Nothing,
                             tail: 0,
                         };
-                        let far = bytes::<T>(self.m, self.n) > MEMORY;
+                        let far = bytes::<T>(self.m, self.n) > cache::MEMORY;
                         // SAFETY: as for `finish`; the operands are good for MR rows and `alike` panels of `cols` columns, as in `tiles`, and those
                         // are whole vectors.
                         unsafe { self.epilogue.finish_tiles(self.isa, &tiles, cols / lanes_of_one, i0, j0, far) };
@@ -859,7 +860,8 @@ impl<'a, T: Real> Work<'a, T> {
         match self.lanes {
             // 48 steps of depth ahead for up to four samples, 96 from eight on, which take as much time. From seven on in the second-level cache: lines on
             // their way to the first-level one would block its few places.
-            Lanes::Packed(_) if bytes > MEMORY && is_first_of_few => match (12 * self.m.clamp(4, 8) * self.width) as isize {
+            Lanes::Packed(_) if bytes > cache::MEMORY && is_first_of_few => match (12 * self.m.clamp(4, 8) * self.width) as isize
+            {
                 ahead if self.m <= 6 => Ask::First(ahead),
                 ahead => Ask::Second(ahead),
             },
@@ -869,13 +871,13 @@ impl<'a, T: Real> Work<'a, T> {
                 let at = lanes.at.wrapping_add((deep * self.width) + band * step * deep);
                 Ask::Line(Operand { at, row: 0, step: step as isize, jump: (step * deep) as isize })
             }
-            Lanes::View(view) if bytes > LAST_LEVEL && lanes.step == view.row_stride() => {
+            Lanes::View(view) if bytes > BEYOND_SECOND && lanes.step == view.row_stride() => {
                 if bands > 2 {
                     // A line of each row for the first band, the next line for the next.
                     let line = 64 / size_of::<T>();
                     let at = lanes.at.wrapping_add(alike * self.width + band * line);
                     Ask::Line(Operand { at, row: 0, step: lanes.step, jump: line as isize })
-                } else if is_first_of_few && (self.m > 3 || bytes > MEMORY) {
+                } else if is_first_of_few && (self.m > 3 || bytes > cache::MEMORY) {
                     // The next panel, of which each row is a stream of its own. Up to three samples gain by it only where it comes from memory.
                     Ask::Second(self.width as isize)
                 } else {
@@ -897,7 +899,7 @@ impl<'a, T: Real> Work<'a, T> {
         let view = match self.lanes {
             Lanes::Piecewise(view) => view,
             Lanes::View(view)
-                if view.row_stride() == 1 && self.m > 2 * self.mr && bytes::<T>(self.depth, self.n) > LAST_LEVEL =>
+                if view.row_stride() == 1 && self.m > 2 * self.mr && bytes::<T>(self.depth, self.n) > BEYOND_SECOND =>
             {
                 view
             }
@@ -961,11 +963,8 @@ fn bytes<T>(rows: usize, cols: usize) -> usize {
     rows * cols * size_of::<T>()
 }
 
-/// Bytes above which a matrix that is read by itself is taken to come from the last-level cache.
-const LAST_LEVEL: usize = 1 << 21;
-
-/// Bytes above which a matrix is taken to come from memory.
-pub(crate) const MEMORY: usize = 1 << 23;
+/// Bytes above which a matrix that is read by itself is taken to come from the last-level cache, most of it.
+const BEYOND_SECOND: usize = 2 * cache::SECOND;
 
 /// Bytes of the result from which what the epilogue meets, some matrices of that size, is taken to come from the last-level cache.
 const LARGE_RESULT: usize = 1 << 18;
