@@ -30,7 +30,7 @@ fn rows<T: Scalar>(bench: &mut Bench, m: usize, n: usize) {
     let isa = bench.isa;
     let a = RowMajor::<T>::uniform(m, n, 1.0, 1);
     let bytes = m * n * size_of::<T>();
-    let images = [const { OnceCell::new() }; 8];
+    let products = [const { OnceCell::new() }; 8];
     for p in [1, 4, 8] {
         // The first rows are those of fewer vectors.
         let x = RowMajor::<T>::uniform(p, n, 1.0, 2);
@@ -38,7 +38,7 @@ fn rows<T: Scalar>(bench: &mut Bench, m: usize, n: usize) {
         let work = Work { flops: 4 * p * m * n, bytes };
         let mut group = bench.group(&format!("gram/{} {m}x{n} p={p}", T::NAME), work);
         let expected = OnceCell::new();
-        let check = |y: &RowMajor<T>| expected.get_or_init(|| reference(&a, &x, &images)).check(y, 0.0);
+        let check = |y: &RowMajor<T>| expected.get_or_init(|| reference(&a, &x, &products)).check(y, 0.0);
 
         let state = || (RowMajor::zeros(p, n), vec![0.0; p], Scratch::new());
         let ours = |(y, squares, scratch): &mut (RowMajor<T>, Vec<f64>, Scratch<T>)| {
@@ -68,13 +68,13 @@ fn rows<T: Scalar>(bench: &mut Bench, m: usize, n: usize) {
     group.row(By::Machine, "one read of A", || T::ZERO, |sum| pass(Read { a: &a, sum }), |sum| assert!(sum.is_finite()));
 }
 
-/// Some elements of some `y_i`. The error of a product enters that of `y` as it does in any code. `images` keeps `A x_i`, the most of the work.
-fn reference<T: Scalar>(a: &RowMajor<T>, x: &RowMajor<T>, images: &[OnceCell<Vec<Bounded>>]) -> Expected {
+/// Some elements of some `y_i`. The error of a product enters that of `y` as it does in any code. `products` keeps `A x_i`, most of the work.
+fn reference<T: Scalar>(a: &RowMajor<T>, x: &RowMajor<T>, products: &[OnceCell<Vec<Bounded>>]) -> Expected {
     let (m, n) = (a.rows(), a.cols());
-    let image = |i: usize| (0..m).map(|r| dot(T::PRECISION, (0..n).map(|j| (a.exact(r, j), x.exact(i, j))))).collect();
+    let product = |i: usize| (0..m).map(|r| dot(T::PRECISION, (0..n).map(|j| (a.exact(r, j), x.exact(i, j))))).collect();
     Expected::new(x.rows(), n, |i, j| {
-        let image: &Vec<Bounded> = images[i].get_or_init(|| image(i));
-        dot(T::PRECISION, (0..m).map(|r| (a.exact(r, j), image[r])))
+        let product: &Vec<Bounded> = products[i].get_or_init(|| product(i));
+        dot(T::PRECISION, (0..m).map(|r| (a.exact(r, j), product[r])))
     })
 }
 

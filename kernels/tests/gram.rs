@@ -332,8 +332,8 @@ fn sums_follow_memory<T: Scalar>() {
     assert!(orders_differ, "the orders have the same bits: nothing was tested");
 }
 
-/// Elements `±2^exponent` for exponents to both ends of the range: bounds are those of `±1`, scaled. Among subnormal numbers the norm of
-/// rows lies below the middle of its neighbours, and that of all elements above.
+/// Elements `±2^exponent` for exponents to both ends of the range: bounds are those of `±1`, scaled. Among subnormal numbers, rounded
+/// to nearest, the norm of a row would be too large for a lower bound and that of all elements too small for an upper one.
 fn scans_of_extreme_matrices<T: Scalar>() {
     let (smallest, largest) = if T::NAME == "f32" { (-149, 127) } else { (-1074, 1023) };
     let (m, n) = (6, 45);
