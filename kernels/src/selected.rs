@@ -393,6 +393,15 @@ impl<T: Real> Inner<'_, T> {
             // SAFETY: `live ≥ 1` elements of rows of `n` from `col` on.
             unsafe { multiply(simd, &mut sums, v, left, right, col, S::LANES.min(n - col)) };
         }
+        if whole < n {
+            // What a wider vector does in the lanes behind the last column: a sum of -0 becomes 0.
+            let zero = simd.splat(T::ZERO);
+            for v in (n - whole).div_ceil(S::LANES)..V {
+                for sums in sums.as_flattened_mut() {
+                    sums[v] = simd.mul_add(zero, zero, sums[v]);
+                }
+            }
+        }
         sums
     }
 }

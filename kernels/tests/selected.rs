@@ -8,7 +8,14 @@ use dualprop_kernels::selected::{OUTPUTS, Selected, crossing, inner, selected};
 use dualprop_reference::bound::{Precision, affine, dot};
 use dualprop_reference::generate::{Family, SplitMix64, generate};
 
-tests_of_both_types!(sums_are_chains, rows_of_zeros_may_be_left_out, crossings, inner_products, misfits);
+tests_of_both_types!(
+    sums_are_chains,
+    rows_of_zeros_may_be_left_out,
+    crossings,
+    inner_products,
+    inner_products_that_underflow,
+    misfits,
+);
 
 /// Rows of the result, columns, rows of the matrix.
 const SHAPES: [(usize, usize, usize); 8] =
@@ -158,6 +165,23 @@ fn inner_products<T: Scalar>() {
         }
     }
     tally.conclude::<T>("inner");
+}
+
+/// Every product is `-0`; lanes without a column, of which vectors of some instruction sets have none, add 0.
+fn inner_products_that_underflow<T: Scalar>() {
+    let tiny = T::from_f64(if T::NAME == "f32" { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE });
+    for n in (1..=20).chain([32, 33, 72, 73]) {
+        let x = Grid::from_fn(2, n, Layout::default(), |i, _| if i == 0 { tiny } else { -tiny });
+        let line = if T::NAME == "f32" { 16 } else { 8 };
+        let crossed = if n % line == 0 { -0.0 } else { 0.0 };
+        for isa in Isa::available() {
+            let mut out = Grid::<f64>::blank(2, 2, Layout::default());
+            inner(isa, x.view(), out.view_mut());
+            for (at, wanted) in [((0, 0), 0.0), ((0, 1), crossed), ((1, 0), crossed), ((1, 1), 0.0)] {
+                assert!(same(out.get(at.0, at.1), wanted), "{isa} {n} {at:?}: {:?}", out.get(at.0, at.1));
+            }
+        }
+    }
 }
 
 fn misfits<T: Scalar>() {
