@@ -21,7 +21,7 @@ use crate::workspace::Workspace;
 /// `diff` (`batch × n_out`) and `mean` (`batch × n_in`); `moments` are as many matrices of state as
 /// [`Optimizer::moments`] says, of the shape of `weights`, zero before the first step.
 ///
-/// With `scale = −1/(βB)` this is the update of dual propagation (Høier & Zach 2024, section 1.3.1 of their code's notation:
+/// With `scale = −1/(βB)` this is the update of dual propagation (Høier & Zach 2024:
 /// `∂ℓ/∂W = −(1/βB) Σ Δ s̄ᵀ`); with a positive learning rate, [`Optimizer::Sgd`] and `scale = −1` it is plain Hebb, `W ← W + η ΔᵀS̄`.
 ///
 /// Any strides; unit stride along either dimension of weights and moments is fast. Each sum is one chain of fused multiply-adds over

@@ -26,7 +26,7 @@ pub enum Variant {
         /// `α`.
         alpha: f64,
     },
-    /// Feedback gain γ: `(c⁺, c⁻) = (γ/2, −γ/2)`, α = ½ (Høier, Staudt & Zach 2023, eq. 3).
+    /// Feedback gain γ: `(c⁺, c⁻) = (γ/2, −γ/2)`, α = ½ (Høier, Staudt & Zach 2023).
     Gain {
         /// `γ`.
         gain: f64,

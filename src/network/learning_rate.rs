@@ -37,12 +37,7 @@ impl LearningRate {
         {
             check::not_negative(name, value)?;
         }
-        check::parameter(
-            "warmup",
-            self.warmup,
-            "no longer than the whole schedule",
-            self.warmup <= self.total || self.total == 0.0,
-        )
+        check::parameter("warmup", self.warmup, "no longer than the whole schedule", self.warmup <= self.total)
     }
 
     /// The rate at time `t`.

@@ -53,7 +53,7 @@ pub enum Method {
         beta: f64,
     },
     /// Dual propagation of 2023 with feedback gain γ: `z± = f(a ± (γ/2)v)`; the output is nudged by γ in place of β
-    /// (Høier, Staudt & Zach 2023, eqs. 3 and 4). With a linearised output the gain acts only there (their `betaL` variant).
+    /// (Høier, Staudt & Zach 2023). With a linearised output the gain acts only there (their `betaL` variant).
     DpGain {
         /// `γ`, between 0 and 2.
         gain: f64,
@@ -125,8 +125,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The published settings of the method: squared error, Adam; prox output for the DP family and the linearised one at the current
-    /// prediction for DP⊤; one sweep up and one down, or 15 rounds for damped DP.
+    /// Settings to begin with: squared error, Adam; prox output for the DP family and the linearised one at the current prediction for DP⊤; one
+    /// sweep up and one down, or 15 rounds for damped DP. Not those of the papers' experiments, which took
+    /// [`Rounds(5)`](Schedule::Rounds) for DP and DP⊤.
     pub fn new(method: Method) -> Self {
         let output = match method {
             Method::DpTranspose { .. } => Output::Linearized(NudgeAt::Current),

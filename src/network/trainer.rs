@@ -256,7 +256,7 @@ impl<T: Real> Trainer<T> {
     }
 
     /// The part of a step before the update: forward pass and relaxation. [`gradient`](Self::gradient) then gives what an update would
-    /// follow, for callers who sum gradients over machines or apply them themselves.
+    /// follow. Weights are changed by [`step`](Self::step) alone: a sum of gradients of several trainers cannot be applied yet.
     ///
     /// # Errors
     /// As [`step`](Self::step).
