@@ -95,6 +95,8 @@ fn learning_rate_schedules() {
     assert_eq!(error(LearningRate { end: f64::INFINITY, ..good }), "end is inf, but must be finite and at least 0");
     assert_eq!(error(LearningRate { total: f64::NAN, ..good }), "total is NaN, but must be finite and at least 0");
     assert_eq!(error(LearningRate { warmup: 11.0, ..good }), "warmup is 11, but must be no longer than the whole schedule");
+    assert_eq!(error(LearningRate { total: 0.0, ..good }), "warmup is 3, but must be no longer than the whole schedule");
+    assert_eq!(LearningRate::constant(0.1).check(), Ok(()));
 }
 
 #[test]

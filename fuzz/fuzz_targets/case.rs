@@ -10,6 +10,15 @@ use dualprop_reference::bound::Bounded;
 use dualprop_reference::generate::Family;
 use faer::Par;
 
+/// Runs the case that the bytes after the first one make, with the numbers that it chooses. Too few bytes are no case.
+pub fn of_either_type(data: &[u8], narrow: fn(Unstructured<'_>) -> Result<()>, wide: fn(Unstructured<'_>) -> Result<()>) {
+    let _ = match data.split_first() {
+        Some((kind, rest)) if kind % 2 == 0 => narrow(Unstructured::new(rest)),
+        Some((_, rest)) => wide(Unstructured::new(rest)),
+        None => Ok(()),
+    };
+}
+
 /// Any bit pattern.
 pub fn raw<T: Scalar>(u: &mut Unstructured<'_>) -> Result<T> {
     let mut bytes = [0; 8];
@@ -81,6 +90,11 @@ fn layout_and_bit(u: &mut Unstructured<'_>) -> Result<(Layout, bool)> {
 /// A layout.
 pub fn any_layout(u: &mut Unstructured<'_>) -> Result<Layout> {
     Ok(layout_and_bit(u)?.0)
+}
+
+/// A layout whose rows are contiguous.
+pub fn any_layout_by_rows(u: &mut Unstructured<'_>) -> Result<Layout> {
+    Ok(Layout { by_columns: false, cols_reversed: false, ..any_layout(u)? })
 }
 
 /// A way to call a product, on one thread.

@@ -14,11 +14,6 @@ use dualprop_kernels::selected::{OUTPUTS, Selected, crossing, inner, selected};
 use dualprop_reference::bound::{Precision, affine, dot};
 use libfuzzer_sys::fuzz_target;
 
-/// Whether `a` and `b` compare as equal: the sign of a zero is not promised where rows are left out.
-fn equal<T: Scalar>(a: T, b: T) -> bool {
-    same(a, b) || a == b
-}
-
 /// Ascending numbers below `end`: one byte for each run that is skipped or kept.
 fn ascending(u: &mut Unstructured<'_>, end: usize) -> Result<Vec<u32>> {
     let (mut list, mut at) = (Vec::new(), 0);
@@ -40,20 +35,19 @@ struct Problem<T> {
     layout: Layout,
 }
 
-fn some_rows<T: Scalar>(u: &mut Unstructured<'_>, matrix: &Grid<T>, layout: Layout, m: usize) -> Result<()> {
-    let (height, width) = matrix.shape();
+fn some_rows<T: Scalar>(u: &mut Unstructured<'_>, matrix: &Grid<T>) -> Result<()> {
+    let ((height, width), m) = (matrix.shape(), size(u, 31)?);
     let mut problems = Vec::new();
     for _ in 0..u.int_in_range(1..=3u8)? {
         let (rows, cols) = (ascending(u, height)?, if u.arbitrary()? { width } else { u.int_in_range(0..=width)? });
         let start = if u.arbitrary()? { Some(grid::<T>(u, m, cols)?) } else { None };
         let wanted = if u.arbitrary()? { Some(ascending(u, cols)?) } else { None };
-        let layout = Layout { by_columns: false, cols_reversed: false, ..any_layout(u)? };
-        problems.push(Problem { factors: grid(u, rows.len(), m)?, rows, start, wanted, cols, layout });
+        problems.push(Problem { factors: grid(u, rows.len(), m)?, rows, start, wanted, cols, layout: any_layout_by_rows(u)? });
     }
     // What a lower triangle leaves out are zeros, which infinite factors would turn into NaN.
     let lower = u.arbitrary()? && problems.iter().all(|problem| elements(&problem.factors).all(|x| x.is_finite()));
     let entry = |p: usize, j: usize| if lower && j > p { T::ZERO } else { matrix.get(p, j) };
-    let matrix = Grid::from_fn(height, width, Layout { by_columns: false, cols_reversed: false, ..layout }, entry);
+    let matrix = Grid::from_fn(height, width, any_layout_by_rows(u)?, entry);
     for isa in Isa::available() {
         let mut outs: Vec<Grid<T>> = problems.iter().map(|problem| Grid::blank(m, problem.cols, problem.layout)).collect();
         let starts: Vec<Option<Grid<T>>> =
@@ -95,8 +89,8 @@ fn some_rows<T: Scalar>(u: &mut Unstructured<'_>, matrix: &Grid<T>, layout: Layo
     Ok(())
 }
 
-fn some_rows_and_columns<T: Scalar>(u: &mut Unstructured<'_>, matrix: &Grid<T>, layout: Layout) -> Result<()> {
-    let (height, width) = matrix.shape();
+fn some_rows_and_columns<T: Scalar>(u: &mut Unstructured<'_>, matrix: &Grid<T>) -> Result<()> {
+    let ((height, width), layout) = (matrix.shape(), any_layout(u)?);
     let mut list = |end: usize| -> Result<Vec<u32>> {
         let length = if end == 0 { 0 } else { u.int_in_range(0..=30usize)? };
         (0..length).map(|_| Ok(u.choose_index(end)? as u32)).collect()
@@ -120,9 +114,8 @@ fn some_rows_and_columns<T: Scalar>(u: &mut Unstructured<'_>, matrix: &Grid<T>, 
     Ok(())
 }
 
-fn inner_products<T: Scalar>(x: &Grid<T>, layout: Layout) {
-    let (m, n) = x.shape();
-    let relaid = x.relaid(Layout { by_columns: false, cols_reversed: false, ..layout });
+fn inner_products<T: Scalar>(u: &mut Unstructured<'_>, x: &Grid<T>) -> Result<()> {
+    let ((m, n), relaid, layout) = (x.shape(), x.relaid(any_layout_by_rows(u)?), any_layout(u)?);
     let mut first = None;
     for isa in Isa::available() {
         let mut out = Grid::<f64>::blank(m, m, layout);
@@ -134,29 +127,17 @@ fn inner_products<T: Scalar>(x: &Grid<T>, layout: Layout) {
         let bound = dot(T::PRECISION, (0..n).map(|p| (exact(x.get(i, p)), exact(x.get(j, p)))));
         check_bound(bound, out.get(i, j), &(i, j, m, n));
     }
+    Ok(())
 }
 
-fn run<T: Scalar>(kind: u8, mut u: Unstructured<'_>) -> Result<()> {
+fn run<T: Scalar>(mut u: Unstructured<'_>) -> Result<()> {
     let (height, width) = (size(&mut u, 130)?, size(&mut u, 200)?);
-    let (matrix, layout) = (grid::<T>(&mut u, height, width)?, any_layout(&mut u)?);
-    match kind % 4 {
-        0 => some_rows_and_columns(&mut u, &matrix, layout),
-        1 => {
-            inner_products(&matrix, layout);
-            Ok(())
-        }
-        _ => {
-            let m = size(&mut u, 31)?;
-            some_rows(&mut u, &matrix, layout, m)
-        }
+    let matrix = grid::<T>(&mut u, height, width)?;
+    match u.int_in_range(0..=3u8)? {
+        0 => some_rows_and_columns(&mut u, &matrix),
+        1 => inner_products(&mut u, &matrix),
+        _ => some_rows(&mut u, &matrix),
     }
 }
 
-fuzz_target!(|data: &[u8]| {
-    // Too few bytes are no case.
-    let _ = match data.split_first() {
-        Some((kind, rest)) if kind % 2 == 0 => run::<f32>(kind / 2, Unstructured::new(rest)),
-        Some((kind, rest)) => run::<f64>(kind / 2, Unstructured::new(rest)),
-        None => return,
-    };
-});
+fuzz_target!(|data: &[u8]| of_either_type(data, run::<f32>, run::<f64>));

@@ -63,11 +63,6 @@ impl<T: Scalar> Problem<T> {
     }
 }
 
-/// Of numbers that compare as equal: the sign of a zero is not promised where rows are left out.
-fn equal<T: Scalar>(a: T, b: T) -> bool {
-    same(a, b) || a == b
-}
-
 fn sums_are_chains<T: Scalar>() {
     let tally = Tally::default();
     for problem in Problem::<T>::all() {

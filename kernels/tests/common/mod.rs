@@ -54,6 +54,11 @@ pub(crate) fn same<T: Real>(a: T, b: T) -> bool {
     a.to_bits() == b.to_bits() || (a.to_f64().is_nan() && b.to_f64().is_nan())
 }
 
+/// Whether `a` and `b` have the same bits but for the sign of a zero, which is not promised where rows of zeros are left out.
+pub(crate) fn equal<T: Scalar>(a: T, b: T) -> bool {
+    same(a, b) || a == b
+}
+
 /// Where the elements of a matrix are in memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Layout {
